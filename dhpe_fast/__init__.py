@@ -1,0 +1,1 @@
+"""dhpe-fast: a dense 3D hand from one RGB image."""

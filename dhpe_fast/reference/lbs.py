@@ -1,0 +1,119 @@
+"""Linear blend skinning with shape and pose blend shapes (MANO, Romero et al. 2017; SMPL, Loper et al. 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LbsBasis:
+    """The constant part of a skinned hand: S shape directions, P = 9 (J - 1) pose directions, J joints, V vertices.
+
+    The joint regressor is linear, so it is folded into the joints' own template and shape directions.
+    Skinning weights are stored as each vertex's K strongest joints; unused slots hold joint 0 with weight 0.
+    """
+
+    v_template: Tensor  # (V, 3) metres
+    shapedirs: Tensor  # (S, V, 3) metres per unit beta
+    posedirs: Tensor  # (P, V, 3) metres per unit of (R - I), joints 1..J-1, row-major
+    joint_template: Tensor  # (J, 3) metres
+    joint_shapedirs: Tensor  # (S, J, 3) metres per unit beta
+    skin_joints: Tensor  # (V, K) int32
+    skin_weights: Tensor  # (V, K), rows sum to one
+    parents: Tensor  # (J,) int32; parents[0] = -1, parents[j] < j
+
+    def __post_init__(self) -> None:
+        n_verts, n_shape, n_joints = len(self.v_template), len(self.shapedirs), len(self.joint_template)
+        expected = {
+            "v_template": (n_verts, 3),
+            "shapedirs": (n_shape, n_verts, 3),
+            "posedirs": (9 * (n_joints - 1), n_verts, 3),
+            "joint_template": (n_joints, 3),
+            "joint_shapedirs": (n_shape, n_joints, 3),
+            "skin_joints": (n_verts, self.skin_joints.shape[-1]),
+            "skin_weights": (n_verts, self.skin_joints.shape[-1]),
+            "parents": (n_joints,),
+        }
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"LbsBasis.{name} has shape {found}, expected {shape}")
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in the order in which the op takes them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LbsBasis:
+        """Moves every tensor to `device` and the floating-point ones to `dtype`."""
+        moved = {
+            field.name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            for field in fields(self)
+            for value in (getattr(self, field.name),)
+        }
+        return replace(self, **moved)
+
+
+def lbs(
+    pose: Tensor,  # (*batch, J, 3) axis-angle, or (*batch, J, 3, 3) rotation matrices; root first
+    betas: Tensor,  # (*batch, S)
+    basis: LbsBasis,
+) -> tuple[Tensor, Tensor]:
+    """Poses a hand; the twin of :func:`dhpe_fast.ops.lbs`, where the contract is written.
+
+    Returns:
+        verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3).
+    """
+    rotations = pose if pose.shape[-2:] == (3, 3) and pose.dim() > betas.dim() + 1 else rodrigues(pose)
+    rest_verts = basis.v_template + torch.einsum("...s,svc->...vc", betas, basis.shapedirs)
+    rest_joints = basis.joint_template + torch.einsum("...s,sjc->...jc", betas, basis.joint_shapedirs)
+
+    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+    pose_feature = (rotations[..., 1:, :, :] - eye).flatten(-3)
+    bent_verts = rest_verts + torch.einsum("...p,pvc->...vc", pose_feature, basis.posedirs)
+
+    world_rotations, joints_m = forward_kinematics(rotations, rest_joints, basis.parents)
+    offsets = joints_m - torch.einsum("...jab,...jb->...ja", world_rotations, rest_joints)
+
+    index = basis.skin_joints.long()
+    vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
+    vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
+    verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
+    return verts_m, joints_m
+
+
+def forward_kinematics(
+    rotations: Tensor,  # (*batch, J, 3, 3) relative to the parent
+    rest_joints: Tensor,  # (*batch, J, 3)
+    parents: Tensor,  # (J,)
+) -> tuple[Tensor, Tensor]:
+    """World rotations (*batch, J, 3, 3) and joint positions (*batch, J, 3); the root turns about its own joint."""
+    world = [rotations[..., 0, :, :]]
+    position = [rest_joints[..., 0, :].expand(*rotations.shape[:-3], 3)]
+    for joint, parent in enumerate(parents.tolist()[1:], start=1):
+        bone = rest_joints[..., joint, :] - rest_joints[..., parent, :]
+        position.append(position[parent] + (world[parent] @ bone[..., None])[..., 0])
+        world.append(world[parent] @ rotations[..., joint, :, :])
+    return torch.stack(world, dim=-3), torch.stack(position, dim=-2)
+
+
+def rodrigues(axis_angle: Tensor) -> Tensor:  # (..., 3) -> (..., 3, 3)
+    """Rotation matrices R = I + a K + b K^2 with a = sin(t)/t, b = (1 - cos(t))/t^2 and K = [axis_angle]_x.
+
+    Below t^2 = 1e-4 both coefficients come from their Taylor series (error below 1e-13), so value and gradient
+    are finite and right at zero.
+    """
+    t_sq = (axis_angle * axis_angle).sum(-1)
+    small = t_sq < 1e-4
+    safe_sq = torch.where(small, torch.ones_like(t_sq), t_sq)
+    t = safe_sq.sqrt()
+    a = torch.where(small, 1 - t_sq / 6 + t_sq**2 / 120, t.sin() / t)
+    b = torch.where(small, 0.5 - t_sq / 24 + t_sq**2 / 720, (1 - t.cos()) / safe_sq)
+
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
