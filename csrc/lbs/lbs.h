@@ -1,0 +1,57 @@
+// Linear blend skinning: the arguments of its kernels, on every device. B hands, V vertices, J joints, S shape
+// directions, P = 9 (J - 1) pose directions, K skinning slots per vertex. All arrays are dense and row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace dhpe {
+
+constexpr int kMaxJoints = 64;   // kinematic state lives on the stack (CPU) and in shared memory (CUDA)
+constexpr int kMaxCoeffs = 1024;  // S + P
+
+template <typename T>
+struct LbsModel {
+  const T* v_template;          // (V, 3) metres
+  const T* shapedirs;           // (S, V, 3)
+  const T* posedirs;            // (P, V, 3)
+  const T* joint_template;      // (J, 3) metres
+  const T* joint_shapedirs;     // (S, J, 3)
+  const int32_t* skin_joints;   // (V, K)
+  const T* skin_weights;        // (V, K)
+  const int32_t* parents;       // (J,), parents[j] < j
+  int64_t n_verts, n_joints, n_shape, n_slots;
+
+  int64_t n_pose() const { return 9 * (n_joints - 1); }
+};
+
+template <typename T>
+struct LbsForward {
+  LbsModel<T> model;
+  // inputs
+  const T* pose;        // (B, J, 3) axis-angle, or (B, J, 3, 3) matrices
+  bool pose_is_matrix;
+  const T* betas;       // (B, S)
+  // outputs
+  T* verts;             // (B, V, 3) metres
+  T* joints;            // (B, J, 3) metres
+  T* bent;              // (B, V, 3) metres: after blend shapes, before skinning; kept for the backward pass
+};
+
+template <typename T>
+struct LbsBackward {
+  LbsModel<T> model;
+  // inputs
+  const T* pose;
+  bool pose_is_matrix;
+  const T* betas;
+  const T* bent;         // (B, V, 3) from the forward pass
+  const T* grad_verts;   // (B, V, 3)
+  const T* grad_joints;  // (B, J, 3)
+  // outputs
+  T* grad_pose;          // as pose
+  T* grad_betas;         // (B, S)
+  // scratch
+  T* grad_bent;          // (B, V, 3)
+};
+
+}  // namespace dhpe

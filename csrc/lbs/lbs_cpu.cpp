@@ -1,0 +1,99 @@
+#include "common/simd.h"
+#include "lbs/lbs_tensors.h"
+
+namespace dhpe {
+
+#define DHPE_LBS_KERNELS                                                          \
+  template <typename T>                                                           \
+  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end);            \
+  template <typename T>                                                           \
+  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end)
+DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
+#undef DHPE_LBS_KERNELS
+
+namespace {
+
+constexpr int64_t kHandsPerTask = 8;  // one pass over the basis; fewer would only read it more often
+
+// The kernels index by these values: a wrong one would read out of bounds.
+void check_indices(const char* op, const LbsModelTensors& m) {
+  const int64_t J = m.parents.size(0);
+  const int32_t* parents = m.parents.const_data_ptr<int32_t>();
+  for (int64_t j = 1; j < J; ++j)
+    STD_TORCH_CHECK(parents[j] >= 0 && parents[j] < j, op, ": parents[", j, "] = ", parents[j],
+                    ", expected an earlier joint");
+  const int32_t* joints = m.skin_joints.const_data_ptr<int32_t>();
+  int32_t low = 0, high = 0;
+  for (int64_t i = 0; i < m.skin_joints.numel(); ++i) {
+    low = joints[i] < low ? joints[i] : low;
+    high = joints[i] > high ? joints[i] : high;
+  }
+  STD_TORCH_CHECK(low >= 0 && high < J, op, ": skin_joints holds ", low < 0 ? low : high, ", expected 0 to ", J - 1);
+}
+
+std::tuple<Tensor, Tensor, Tensor> lbs_cpu(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
+                                           Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
+                                           Tensor skin_joints, Tensor skin_weights, Tensor parents) {
+  const LbsModelTensors tensors("lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
+                                skin_joints, skin_weights, parents);
+  check_indices("lbs", tensors);
+  pose = torch::stable::contiguous(pose);
+  betas = torch::stable::contiguous(betas);
+  const int64_t B = pose.size(0);
+  Tensor verts = torch::stable::new_empty(pose, {B, v_template.size(0), 3});
+  Tensor bent = torch::stable::new_empty(pose, {B, v_template.size(0), 3});
+  Tensor joints = torch::stable::new_empty(pose, {B, parents.size(0), 3});
+  DHPE_DISPATCH_FLOATING(pose, [&] {
+    const LbsForward<scalar_t> p = {tensors.model<scalar_t>(),          pose.const_data_ptr<scalar_t>(),
+                                    pose.dim() == 4,                    betas.const_data_ptr<scalar_t>(),
+                                    verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
+                                    bent.mutable_data_ptr<scalar_t>()};
+    torch::stable::parallel_for(0, B, kHandsPerTask,
+                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_forward, p, begin, end); });
+  });
+  return {verts, joints, bent};
+}
+
+std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
+                                            Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs,
+                                            Tensor joint_template, Tensor joint_shapedirs, Tensor skin_joints,
+                                            Tensor skin_weights, Tensor parents) {
+  const LbsModelTensors tensors("_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                joint_shapedirs, skin_joints, skin_weights, parents);
+  check_indices("_lbs_backward", tensors);
+  const int64_t B = pose.size(0), V = v_template.size(0), J = parents.size(0);
+  check_tensor("_lbs_backward", "grad_verts", grad_verts, {B, V, 3}, pose.scalar_type(), pose);
+  check_tensor("_lbs_backward", "grad_joints", grad_joints, {B, J, 3}, pose.scalar_type(), pose);
+  check_tensor("_lbs_backward", "bent", bent, {B, V, 3}, pose.scalar_type(), pose);
+  grad_verts = torch::stable::contiguous(grad_verts);
+  grad_joints = torch::stable::contiguous(grad_joints);
+  bent = torch::stable::contiguous(bent);
+  pose = torch::stable::contiguous(pose);
+  betas = torch::stable::contiguous(betas);
+  Tensor grad_pose = torch::stable::empty_like(pose);
+  Tensor grad_betas = torch::stable::empty_like(betas);
+  Tensor grad_bent = torch::stable::empty_like(bent);
+  DHPE_DISPATCH_FLOATING(pose, [&] {
+    const LbsBackward<scalar_t> p = {tensors.model<scalar_t>(),
+                                     pose.const_data_ptr<scalar_t>(),
+                                     pose.dim() == 4,
+                                     betas.const_data_ptr<scalar_t>(),
+                                     bent.const_data_ptr<scalar_t>(),
+                                     grad_verts.const_data_ptr<scalar_t>(),
+                                     grad_joints.const_data_ptr<scalar_t>(),
+                                     grad_pose.mutable_data_ptr<scalar_t>(),
+                                     grad_betas.mutable_data_ptr<scalar_t>(),
+                                     grad_bent.mutable_data_ptr<scalar_t>()};
+    torch::stable::parallel_for(0, B, kHandsPerTask,
+                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_backward, p, begin, end); });
+  });
+  return {grad_pose, grad_betas};
+}
+
+}  // namespace
+}  // namespace dhpe
+
+STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CPU, m) {
+  m.impl("lbs", TORCH_BOX(&dhpe::lbs_cpu));
+  m.impl("_lbs_backward", TORCH_BOX(&dhpe::lbs_backward_cpu));
+}

@@ -1,0 +1,66 @@
+// Every op's schema on one screen, and the Python module _C with the facts of this build.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "common/simd.h"
+
+STABLE_TORCH_LIBRARY(dhpe_fast, m) {
+  m.def(
+      "lbs(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs, Tensor joint_template, "
+      "Tensor joint_shapedirs, Tensor skin_joints, Tensor skin_weights, Tensor parents) "
+      "-> (Tensor verts, Tensor joints, Tensor bent)");
+  m.def(
+      "_lbs_backward(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose, Tensor betas, "
+      "Tensor v_template, Tensor shapedirs, Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs, "
+      "Tensor skin_joints, Tensor skin_weights, Tensor parents) -> (Tensor grad_pose, Tensor grad_betas)");
+}
+
+namespace dhpe {
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
+namespace {
+
+Isa best_isa() {
+#if defined(DHPE_X86_SIMD)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+Isa chosen_isa() {
+  const Isa best = best_isa();
+  const char* wish = std::getenv("DHPE_ISA");
+  if (!wish) return best;
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (isa <= best && std::strcmp(wish, isa_name(isa)) == 0) return isa;
+  return best;
+}
+
+}  // namespace
+
+Isa current_isa() {
+  static const Isa isa = chosen_isa();
+  return isa;
+}
+
+}  // namespace dhpe
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "dhpe-fast's CPU ops (registered with torch as torch.ops.dhpe_fast.*) and the facts of this build.";
+  m.def("cpu_isa", [] { return dhpe::isa_name(dhpe::current_isa()); }, "The instruction set the CPU kernels use.");
+  m.attr("cuda_built") = DHPE_CUDA_BUILT != 0;
+  m.attr("cuda_archs") = DHPE_CUDA_ARCHS;
+  m.attr("torch_abi") = "2.10";
+#if defined(__VERSION__)
+  m.attr("compiler") = __VERSION__;
+#endif
+}
