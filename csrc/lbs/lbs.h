@@ -19,9 +19,7 @@ struct LbsModel {
   const int32_t* skin_joints;   // (V, K)
   const T* skin_weights;        // (V, K)
   const int32_t* parents;       // (J,), parents[j] < j
-  int64_t n_verts, n_joints, n_shape, n_slots;
-
-  int64_t n_pose() const { return 9 * (n_joints - 1); }
+  int64_t n_verts, n_joints, n_shape, n_pose, n_slots;  // V, J, S, P, K
 };
 
 template <typename T>

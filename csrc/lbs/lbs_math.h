@@ -29,13 +29,20 @@ DHPE_HD T rest_coordinate(const LbsModel<T>& m, const T* betas, int64_t index) {
   return value;
 }
 
+// On the GPU nobody has looked at the table's values before: an impossible parent becomes the root.
+template <typename T>
+DHPE_HD int64_t parent_of(const LbsModel<T>& m, int64_t joint) {
+  const int64_t p = m.parents[joint];
+  return p < 0 || p >= joint ? 0 : p;
+}
+
 // Needs `local` and `rest`; fills `world` and `position`. The root turns about its own joint.
 template <typename T>
 DHPE_HD void chain_forward(const LbsModel<T>& m, Chain<T>& c) {
   for (int i = 0; i < 9; ++i) c.world[i] = c.local[i];
   for (int i = 0; i < 3; ++i) c.position[i] = c.rest[i];
   for (int64_t j = 1; j < m.n_joints; ++j) {
-    const int64_t p = m.parents[j];
+    const int64_t p = parent_of(m, j);
     const Mat3<T> parent = load9(c.world + 9 * p);
     const Mat3<T> world = mul(parent, load9(c.local + 9 * j));
     const Vec3<T> at = load3(c.position + 3 * p) + mul(parent, load3(c.rest + 3 * j) - load3(c.rest + 3 * p));
@@ -73,7 +80,7 @@ DHPE_HD void chain_backward(const LbsModel<T>& m, const Chain<T>& c, ChainGrad<T
     g.rest[3 * j + 2] = -gr.z;
   }
   for (int64_t j = m.n_joints - 1; j > 0; --j) {
-    const int64_t p = m.parents[j];
+    const int64_t p = parent_of(m, j);
     const Mat3<T> parent = load9(c.world + 9 * p), gw = load9(g.world + 9 * j);
     const Vec3<T> gp = load3(g.position + 3 * j);
     const Vec3<T> bone = load3(c.rest + 3 * j) - load3(c.rest + 3 * p);

@@ -27,7 +27,7 @@ void pose_hand(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* bet
   for (int64_t i = 0; i < 3 * m.n_joints; ++i) c.rest[i] = rest_coordinate(m, betas, i);
   chain_forward(m, c);
   for (int64_t s = 0; s < m.n_shape; ++s) coeffs[s] = betas[s];
-  for (int64_t i = 0; i < m.n_pose(); ++i) {
+  for (int64_t i = 0; i < m.n_pose; ++i) {
     const bool diagonal = i % 9 == 0 || i % 9 == 4 || i % 9 == 8;
     coeffs[m.n_shape + i] = c.local[9 + i] - (diagonal ? T(1) : T(0));
   }
@@ -36,7 +36,7 @@ void pose_hand(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* bet
 // out_h += sum_k coeffs_h[k] row_k for the hands of a group.
 template <typename T>
 void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, T* out) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose();
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t width = std::min(kTile, n - begin);
     for (int64_t h = 0; h < hands; ++h) std::copy_n(m.v_template + begin, width, out + h * n + begin);
@@ -69,7 +69,7 @@ void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, T* out) {
 // grad_coeffs_h[k] = row_k . grad_h for the hands of a group.
 template <typename T>
 void blend_backward(const LbsModel<T>& m, const T* grad, int64_t hands, T* grad_coeffs) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose();
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
   std::fill_n(grad_coeffs, hands * rows, T(0));
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t width = std::min(kTile, n - begin);
@@ -170,7 +170,7 @@ void skin_backward(const LbsModel<T>& m, const T* packed, const T* bent, const T
 template <typename T>
 void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end) {
   const LbsModel<T>& m = p.model;
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose(), width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
   T coeffs[kGroup * kMaxCoeffs];
   Chain<T> chain[kGroup];
   alignas(64) T packed[16 * kMaxJoints];
@@ -191,7 +191,7 @@ void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end) {
 template <typename T>
 void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end) {
   const LbsModel<T>& m = p.model;
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose(), width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
   T coeffs[kGroup * kMaxCoeffs];
   Chain<T> chain[kGroup];
   alignas(64) T packed[16 * kMaxJoints];
@@ -216,7 +216,7 @@ void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end) {
       std::copy_n(p.grad_joints + hand * 3 * m.n_joints, 3 * m.n_joints, g.position);
       chain_backward(m, chain[h], g);
       const T* grad_coeffs = coeffs + h * rows;
-      for (int64_t i = 0; i < m.n_pose(); ++i) g.local[9 + i] += grad_coeffs[m.n_shape + i];
+      for (int64_t i = 0; i < m.n_pose; ++i) g.local[9 + i] += grad_coeffs[m.n_shape + i];
       for (int64_t j = 0; j < m.n_joints; ++j)
         store_pose_grad(p.pose + hand * width, p.pose_is_matrix, j, g.local, p.grad_pose + hand * width);
       for (int64_t s = 0; s < m.n_shape; ++s) {

@@ -50,7 +50,8 @@ struct LbsModelTensors {
             joint_shapedirs.const_data_ptr<T>(), skin_joints.const_data_ptr<int32_t>(),
             skin_weights.const_data_ptr<T>(),   parents.const_data_ptr<int32_t>(),
             v_template.size(0),                 parents.size(0),
-            shapedirs.size(0),                  skin_joints.size(1)};
+            shapedirs.size(0),                  posedirs.size(0),
+            skin_joints.size(1)};
   }
 };
 
