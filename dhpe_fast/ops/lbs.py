@@ -43,7 +43,9 @@ def lbs(
             f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
         ) from None
     work_dtype = basis.v_template.dtype
-    flat_pose = pose.to(work_dtype).expand(*batch, *pose.shape[-pose_dims:]).reshape(-1, *pose.shape[-pose_dims:])
+    flat_pose = (
+        pose.to(work_dtype).expand(*batch, *pose.shape[-pose_dims:]).reshape(-1, *pose.shape[-pose_dims:])
+    )
     flat_betas = betas.to(work_dtype).expand(*batch, n_shape).reshape(-1, n_shape)
     verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(flat_pose, flat_betas, *basis.tensors())
     verts_m = verts_m.reshape(*batch, *verts_m.shape[1:]).to(pose.dtype)
@@ -70,7 +72,9 @@ def _check_arguments(pose: Tensor, betas: Tensor, basis: LbsBasis) -> None:
     if pose.dtype != betas.dtype or (pose.dtype != work and not (is_half and work == torch.float32)):
         raise ValueError(f"pose is {pose.dtype}, betas is {betas.dtype}, the basis {work}: they must agree")
     if any(t.requires_grad for t in basis.tensors()):
-        raise ValueError("basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs")
+        raise ValueError(
+            "basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs"
+        )
 
 
 def _describe(value: object) -> str:

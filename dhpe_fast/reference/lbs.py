@@ -66,7 +66,8 @@ def lbs(
     Returns:
         verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3).
     """
-    rotations = pose if pose.shape[-2:] == (3, 3) and pose.dim() > betas.dim() + 1 else rodrigues(pose)
+    n_joints = len(basis.parents)
+    rotations = pose if pose.shape[-3:] == (n_joints, 3, 3) else rodrigues(pose)
     rest_verts = basis.v_template + torch.einsum("...s,svc->...vc", betas, basis.shapedirs)
     rest_joints = basis.joint_template + torch.einsum("...s,sjc->...jc", betas, basis.joint_shapedirs)
 
@@ -78,7 +79,9 @@ def lbs(
     offsets = joints_m - torch.einsum("...jab,...jb->...ja", world_rotations, rest_joints)
 
     index = basis.skin_joints.long()
-    vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
+    vertex_rotations = torch.einsum(
+        "vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :]
+    )
     vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
     verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
     return verts_m, joints_m
@@ -91,7 +94,8 @@ def forward_kinematics(
 ) -> tuple[Tensor, Tensor]:
     """World rotations (*batch, J, 3, 3) and joint positions (*batch, J, 3); the root turns about its own joint."""
     world = [rotations[..., 0, :, :]]
-    position = [rest_joints[..., 0, :].expand(*rotations.shape[:-3], 3)]
+    batch = torch.broadcast_shapes(rotations.shape[:-3], rest_joints.shape[:-2])
+    position = [rest_joints[..., 0, :].expand(*batch, 3)]
     for joint, parent in enumerate(parents.tolist()[1:], start=1):
         bone = rest_joints[..., joint, :] - rest_joints[..., parent, :]
         position.append(position[parent] + (world[parent] @ bone[..., None])[..., 0])
@@ -102,7 +106,7 @@ def forward_kinematics(
 def rodrigues(axis_angle: Tensor) -> Tensor:  # (..., 3) -> (..., 3, 3)
     """Rotation matrices R = I + a K + b K^2 with a = sin(t)/t, b = (1 - cos(t))/t^2 and K = [axis_angle]_x.
 
-    Below t^2 = 1e-4 both coefficients come from their Taylor series (error below 1e-13), so value and gradient
+    Below t^2 = 1e-4 both coefficients come from their Taylor series (error below 1e-15), so value and gradient
     are finite and right at zero.
     """
     t_sq = (axis_angle * axis_angle).sum(-1)
@@ -110,7 +114,7 @@ def rodrigues(axis_angle: Tensor) -> Tensor:  # (..., 3) -> (..., 3, 3)
     safe_sq = torch.where(small, torch.ones_like(t_sq), t_sq)
     t = safe_sq.sqrt()
     a = torch.where(small, 1 - t_sq / 6 + t_sq**2 / 120, t.sin() / t)
-    b = torch.where(small, 0.5 - t_sq / 24 + t_sq**2 / 720, (1 - t.cos()) / safe_sq)
+    b = torch.where(small, 0.5 - t_sq / 24 + t_sq**2 / 720, 2 * (t / 2).sin() ** 2 / safe_sq)
 
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)

@@ -1,0 +1,308 @@
+"""Linear blend skinning: the kernels against loops written from the formula, and against the pure-torch twin."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dhpe_fast import ops, reference
+from dhpe_fast.ops import LbsBasis
+from dhpe_fast.reference.lbs import rodrigues
+
+PARENTS = [-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14]
+TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-6}, torch.float64: {"rtol": 1e-12, "atol": 1e-13}}
+
+
+def make_basis(
+    n_verts=37, n_slots=3, parents=PARENTS, n_shape=10, dtype=torch.float64, device="cpu"
+) -> LbsBasis:
+    """A random hand-sized skinned thing; 37 vertices leave a remainder for every vector width."""
+    generator = torch.Generator().manual_seed(1)
+    n_joints = len(parents)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weights = torch.rand(n_verts, n_slots, generator=generator, dtype=torch.float64) + 0.1
+    basis = LbsBasis(
+        v_template=normal(n_verts, 3) * 0.05,
+        shapedirs=normal(n_shape, n_verts, 3) * 0.004,
+        posedirs=normal(9 * (n_joints - 1), n_verts, 3) * 0.002,
+        joint_template=normal(n_joints, 3) * 0.05,
+        joint_shapedirs=normal(n_shape, n_joints, 3) * 0.004,
+        skin_joints=torch.randint(0, n_joints, (n_verts, n_slots), generator=generator, dtype=torch.int32),
+        skin_weights=weights / weights.sum(1, keepdim=True),
+        parents=torch.tensor(parents, dtype=torch.int32),
+    )
+    return basis.to(device=device, dtype=dtype)
+
+
+def make_parameters(batch=(3,), dtype=torch.float64, device="cpu", n_joints=16, n_shape=10):
+    pose = torch.randn(*batch, n_joints, 3, dtype=torch.float64) * 0.8
+    betas = torch.randn(*batch, n_shape, dtype=torch.float64)
+    return pose.to(device, dtype), betas.to(device, dtype)
+
+
+def rotation_by_exponential(axis_angle: torch.Tensor) -> torch.Tensor:
+    x, y, z = axis_angle.tolist()
+    generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    return torch.linalg.matrix_exp(generator)
+
+
+def lbs_by_loops(
+    pose: torch.Tensor, betas: torch.Tensor, basis: LbsBasis
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One hand by 4x4 transforms, vertex by vertex: SMPL's Eqs. 2 to 10 in loops."""
+    n_joints = len(basis.parents)
+    rotation = [rotation_by_exponential(p) for p in pose]
+    rest_joint = [
+        basis.joint_template[j] + sum(b * d[j] for b, d in zip(betas, basis.joint_shapedirs))
+        for j in range(n_joints)
+    ]
+    world = []
+    for j, parent in enumerate(basis.parents.tolist()):
+        local = torch.eye(4, dtype=torch.float64)
+        local[:3, :3] = rotation[j]
+        local[:3, 3] = rest_joint[j] - (rest_joint[parent] if parent >= 0 else 0)
+        world.append(world[parent] @ local if parent >= 0 else local)
+    feature = torch.cat([(r - torch.eye(3, dtype=torch.float64)).reshape(-1) for r in rotation[1:]])
+    verts = []
+    for v in range(len(basis.v_template)):
+        point = basis.v_template[v] + sum(b * d[v] for b, d in zip(betas, basis.shapedirs))
+        point = point + sum(f * d[v] for f, d in zip(feature, basis.posedirs))
+        skinned = torch.zeros(3, dtype=torch.float64)
+        for joint, weight in zip(basis.skin_joints[v].tolist(), basis.skin_weights[v].tolist()):
+            relative = torch.cat([point - rest_joint[joint], torch.ones(1, dtype=torch.float64)])
+            skinned = skinned + weight * (world[joint] @ relative)[:3]
+        verts.append(skinned)
+    return torch.stack(verts), torch.stack([w[:3, 3] for w in world])
+
+
+@pytest.mark.parametrize("implementation", [ops.lbs, reference.lbs], ids=["op", "twin"])
+def test_agrees_with_the_formula_written_in_loops(implementation):
+    basis = make_basis()
+    pose, betas = make_parameters((2,))
+    verts, joints = implementation(pose, betas, basis)
+    for b in range(2):
+        expected_verts, expected_joints = lbs_by_loops(pose[b], betas[b], basis)
+        torch.testing.assert_close(verts[b], expected_verts, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(joints[b], expected_joints, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("as_matrices", [False, True])
+@pytest.mark.parametrize("n_verts", [1, 37, 778])
+def test_values_and_gradients_agree_with_the_twin(device, dtype, as_matrices, n_verts):
+    basis = make_basis(n_verts, dtype=dtype, device=device)
+    pose, betas = make_parameters((11,), dtype, device)  # 11: one full group of hands and a remainder
+    pose = rodrigues(pose) if as_matrices else pose
+    pose, betas = pose.requires_grad_(), betas.requires_grad_()
+    outputs = ops.lbs(pose, betas, basis)
+    expected = reference.lbs(pose, betas, basis)
+    weights = [torch.randn_like(x) for x in expected]
+    gradients = torch.autograd.grad(outputs, (pose, betas), weights)
+    expected_gradients = torch.autograd.grad(expected, (pose, betas), weights)
+    for found, wanted in zip(outputs, expected):
+        torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
+    for found, wanted in zip(gradients, expected_gradients):
+        scale = wanted.abs().max()
+        torch.testing.assert_close(found / scale, wanted / scale, **TOLERANCE[dtype])
+
+
+def test_signature_is_the_twins():
+    assert inspect.signature(ops.lbs) == inspect.signature(reference.lbs)
+
+
+@pytest.mark.parametrize(
+    "angle", [0.0, 1e-30, 1e-8, 1e-3, 0.4999, 0.5001, 1.0, math.pi - 1e-6, math.pi, 2 * math.pi, 30.0]
+)
+def test_gradient_is_right_at_every_angle(device, angle):
+    basis = make_basis(5, parents=[-1, 0], device=device)
+    axis = torch.tensor([[2.0, -1.0, 2.0], [0.6, 0.0, 0.8]], dtype=torch.float64) / torch.tensor(
+        [[3.0], [1.0]]
+    )
+    pose = (axis * angle).to(device).requires_grad_()
+    betas = torch.zeros(10, dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p, b: ops.lbs(p, b, basis), (pose, betas), atol=1e-6)
+
+
+def test_gradcheck(device):
+    basis = make_basis(7, device=device)
+    pose, betas = make_parameters((2,), device=device)
+    assert torch.autograd.gradcheck(
+        lambda p, b: ops.lbs(p, b, basis), (pose.requires_grad_(), betas.requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("as_matrices", [False, True])
+def test_opcheck(device, as_matrices):
+    basis = make_basis(7, dtype=torch.float32, device=device)
+    pose, betas = make_parameters((2,), torch.float32, device)
+    pose = rodrigues(pose) if as_matrices else pose
+    arguments = (pose.requires_grad_(), betas.requires_grad_(), *basis.tensors())
+    torch.library.opcheck(torch.ops.dhpe_fast.lbs.default, arguments)
+    grads = (
+        torch.randn(2, 7, 3, device=device),
+        torch.randn(2, 16, 3, device=device),
+        torch.randn(2, 7, 3, device=device),
+    )
+    arguments = tuple(t.detach() for t in (*grads, pose, betas, *basis.tensors()))
+    torch.library.opcheck(torch.ops.dhpe_fast._lbs_backward.default, arguments)
+
+
+def test_double_backward_is_refused_by_name():
+    basis = make_basis(5)
+    pose, betas = make_parameters()
+    verts, _ = ops.lbs(pose.requires_grad_(), betas, basis)
+    (gradient,) = torch.autograd.grad(verts.square().sum(), pose, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"dhpe_fast\.reference\.lbs"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3), (4, 0, 2)])
+def test_any_leading_batch(device, batch):
+    basis = make_basis(9, device=device)
+    pose, betas = make_parameters(batch, device=device)
+    verts, joints = ops.lbs(pose, betas, basis)
+    expected_verts, expected_joints = reference.lbs(pose, betas, basis)
+    assert verts.shape == (*batch, 9, 3)
+    assert joints.shape == (*batch, 16, 3)
+    torch.testing.assert_close(verts, expected_verts)
+    torch.testing.assert_close(joints, expected_joints)
+
+
+def test_batches_broadcast_and_gradients_sum_over_them(device):
+    basis = make_basis(9, device=device)
+    pose, _ = make_parameters((4, 1), device=device)
+    _, betas = make_parameters((3,), device=device)
+    betas.requires_grad_()
+    verts, _ = ops.lbs(pose, betas, basis)
+    assert verts.shape == (4, 3, 9, 3)
+    (gradient,) = torch.autograd.grad(verts.square().sum(), betas)
+    (expected,) = torch.autograd.grad(reference.lbs(pose, betas, basis)[0].square().sum(), betas)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_strided_views_give_the_same_answer(device):
+    basis = make_basis(9, device=device)
+    wide = torch.randn(16, 3, 3, 2, dtype=torch.float64, device=device)
+    pose = wide.permute(2, 0, 1, 3)[..., 0]  # (3, 16, 3), no dimension contiguous
+    betas = torch.randn(10, dtype=torch.float64, device=device).expand(3, 10)
+    assert not pose.is_contiguous()
+    torch.testing.assert_close(
+        ops.lbs(pose, betas, basis), ops.lbs(pose.contiguous(), betas.contiguous(), basis), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_types_are_computed_in_float32(device, half):
+    basis = make_basis(9, dtype=torch.float32, device=device)
+    pose, betas = (t.to(half) for t in make_parameters(device=device))
+    verts, joints = ops.lbs(pose, betas, basis)
+    exact, _ = ops.lbs(pose.float(), betas.float(), basis)
+    assert verts.dtype == joints.dtype == half
+    torch.testing.assert_close(verts, exact.to(half), rtol=0, atol=0)
+
+
+def test_answer_does_not_depend_on_the_thread_count():
+    basis = make_basis(778, dtype=torch.float32)
+    pose, betas = make_parameters((40,), torch.float32)
+    pose.requires_grad_()
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            verts, joints = ops.lbs(pose, betas, basis)
+            (gradient,) = torch.autograd.grad(verts.square().sum() + joints.square().sum(), pose)
+            results.append((verts, joints, gradient))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_compiles_without_a_graph_break():
+    basis = make_basis(9)
+    pose, betas = make_parameters()
+    explanation = torch._dynamo.explain(lambda p, b: ops.lbs(p, b, basis))(pose, betas)
+    assert explanation.graph_break_count == 0
+
+
+BAD_ARGUMENTS = {
+    "too few joints": (
+        lambda p, b: (p[:, :15], b),
+        ValueError,
+        r"pose has shape \(3, 15, 3\), expected .*16, 3",
+    ),
+    "too few betas": (
+        lambda p, b: (p, b[:, :9]),
+        ValueError,
+        r"betas has shape \(3, 9\), expected \(\*batch, 10\)",
+    ),
+    "batches that differ": (lambda p, b: (p, b[:2]), ValueError, "do not broadcast"),
+    "other dtype": (
+        lambda p, b: (p.float(), b.float()),
+        ValueError,
+        r"pose is torch\.float32.*the basis torch\.float64",
+    ),
+    "mixed dtypes": (lambda p, b: (p, b.float()), ValueError, r"betas is torch\.float32"),
+    "integers": (
+        lambda p, b: (p.long(), b),
+        TypeError,
+        r"pose must be a floating-point tensor, got a torch\.int64",
+    ),
+    "a list": (lambda p, b: (p, b.tolist()), TypeError, "betas must be a floating-point tensor, got list"),
+    "other device": (lambda p, b: (p.to("meta"), b), ValueError, "pose is on meta, the basis on cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_argument_is_named(case):
+    change, error, message = BAD_ARGUMENTS[case]
+    with pytest.raises(error, match=message):
+        ops.lbs(*change(*make_parameters()), make_basis(5))
+
+
+def test_basis_with_a_wrong_shape_is_named():
+    basis = make_basis(5)
+    with pytest.raises(
+        ValueError, match=r"LbsBasis\.posedirs has shape \(134, 5, 3\), expected \(135, 5, 3\)"
+    ):
+        LbsBasis(**{**vars(basis), "posedirs": basis.posedirs[:134]})
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "value"),
+    [("skin_joints", (2, 1), 16), ("skin_joints", (0, 0), -1), ("parents", (3,), 3)],
+)
+def test_index_out_of_range_is_refused_before_the_kernel_reads_it(field, index, value):
+    basis = make_basis(5)
+    broken = getattr(basis, field).clone()
+    broken[index] = value
+    with pytest.raises((ValueError, RuntimeError), match=field):
+        ops.lbs(*make_parameters(), LbsBasis(**{**vars(basis), field: broken}))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(
+        st.floats(width=32) | st.sampled_from([math.inf, math.nan, 1e30, -1e-38]), min_size=48, max_size=48
+    )
+)
+def test_hostile_poses_never_crash_and_stay_in_their_own_hand(values):
+    """NaN and infinity give NaN for their hand; the other hand of the batch is untouched."""
+    basis = make_basis(9, dtype=torch.float32)
+    good_pose, betas = make_parameters((2,), torch.float32)
+    pose = good_pose.clone()
+    pose[0] = torch.tensor(values).reshape(16, 3)
+    pose.requires_grad_()
+    verts, joints = ops.lbs(pose, betas, basis)
+    (gradient,) = torch.autograd.grad(verts.sum() + joints.sum(), pose)
+    clean, _ = ops.lbs(good_pose, betas, basis)
+    assert torch.equal(verts[1], clean[1])
+    assert gradient[1].isfinite().all()
