@@ -11,28 +11,30 @@ Image frame (OpenCV)
     Mirroring an image of width W therefore maps x to ``W - x``.
 
 Crop frame
-    The square crop seen by an orthographic camera looking along +z: x and y run over [-1, 1] from the left to the
-    right and from the top to the bottom border, z has the same unit and grows away from the camera.
+    The square crop seen by an orthographic camera looking along +z: x and y run over [-1, 1] from the left to
+    the right and from the top to the bottom border, z has the same unit and grows away from the camera.
     ``x_px = (x + 1) / 2 * CROP_SIZE_PX``.
 
 Model frame (right hand, rest pose)
-    As in MANO: the fingers point to -x, the thumb side lies towards +z, the palm faces -y, the wrist joint is near
-    (+0.095, 0.006, 0.006) m. A left hand is its mirror image in x.
+    As in MANO: the fingers point to -x, the thumb side lies towards +z, the palm faces -y, the wrist joint is
+    near (+0.095, 0.006, 0.006) m. A left hand is its mirror image in x.
 
 Hand parameters
-    ``h`` (B, 63) = pose 45 | shape 10 | quat 4 | scale 1 | trans 3, see ``H_LAYOUT``. ``pose`` is the *absolute*
-    axis-angle of joints 1..15 in the MANO16 order, ``quat`` is (w, x, y, z), normalised where it is used, and the mesh
-    in the crop frame is ``scale * R(quat) @ verts_m + trans``, with ``verts_m`` posed at identity root rotation.
+    ``h`` (B, 63) = pose 45 | shape 10 | quat 4 | scale 1 | trans 3, see ``H_LAYOUT``. ``pose`` is the
+    *absolute* axis-angle of joints 1..15 in the MANO16 order, ``quat`` is (w, x, y, z), normalised where it
+    is used, and the mesh in the crop frame is ``scale * R(quat) @ verts_m + trans``, with ``verts_m`` posed
+    at identity root rotation.
 
 Joints
-    The package speaks STD: wrist, thumb, index, middle, ring, little, each finger from base to tip (the order of
-    OpenPose, MediaPipe, FreiHAND and manopth). Kinematics inside a hand model speak MANO16, in which the little finger
-    comes before the ring finger and tips are vertices, not joints. Every other order is a row of ``JOINT_ORDERS``.
+    The package speaks STD: wrist, thumb, index, middle, ring, little, each finger from base to tip (the order
+    of OpenPose, MediaPipe, FreiHAND and manopth). Kinematics inside a hand model speak MANO16, in which the
+    little finger comes before the ring finger and tips are vertices, not joints. Every other order is a row
+    of ``JOINT_ORDERS``.
 """
 
 from __future__ import annotations
 
-# --- Sizes of a hand model -------------------------------------------------------------------------------------------
+# --- Sizes of a hand model ----------------------------------------------------------------------------------
 
 N_VERTS = 778
 N_FACES = 1538
@@ -52,7 +54,7 @@ N_WRIST_RING = 16
 CROP_SIZE_PX = 224
 """Side of the network's input crop."""
 
-# --- Layout of h -----------------------------------------------------------------------------------------------------
+# --- Layout of h --------------------------------------------------------------------------------------------
 
 H_LAYOUT: dict[str, slice] = {
     "pose": slice(0, 45),
@@ -63,7 +65,7 @@ H_LAYOUT: dict[str, slice] = {
 }
 H_SIZE = 63
 
-# --- Joint names and trees -------------------------------------------------------------------------------------------
+# --- Joint names and trees ----------------------------------------------------------------------------------
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 
@@ -122,7 +124,7 @@ MANO16_JOINT_NAMES = (
 
 MANO16_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
-# --- Joint orders ----------------------------------------------------------------------------------------------------
+# --- Joint orders -------------------------------------------------------------------------------------------
 
 _STD = tuple(range(N_JOINTS_STD))
 
@@ -166,7 +168,7 @@ def joint_permutation(src: str, dst: str = "std") -> tuple[int, ...]:
     return tuple(table)
 
 
-# --- Fingertip vertices ----------------------------------------------------------------------------------------------
+# --- Fingertip vertices -------------------------------------------------------------------------------------
 
 TIP_VERTEX_IDS: dict[str, tuple[int, int, int, int, int]] = {
     # The paper's first author, in the HANDS'19 toolbox (also Boukhayma et al. 2019).
@@ -178,4 +180,4 @@ TIP_VERTEX_IDS: dict[str, tuple[int, int, int, int, int]] = {
     "ho3d": (744, 333, 444, 555, 672),
     "hamr": (734, 333, 443, 555, 678),
 }
-"""Vertices of the MANO mesh that packages call the tips of thumb, index, middle, ring, little. They differ by mm."""
+"""Vertices of the MANO mesh which packages call the tips of thumb, index, middle, ring and little finger."""

@@ -1,7 +1,8 @@
 """Conversions between axis-angle, quaternion, 6D and matrix forms of a rotation.
 
-Matrices act on column vectors, angles are radians, quaternions are (w, x, y, z). Every function takes any leading
-batch, keeps dtype and device, and has finite gradients everywhere, at the identity and at half turns included.
+Matrices act on column vectors, angles are radians, quaternions are (w, x, y, z). Every function takes any
+leading batch, keeps dtype and device, and has finite gradients everywhere, at the identity and at half turns
+included.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 QUAT_EPS = 1e-8
-"""A quaternion is divided by ``max(|q|, QUAT_EPS)``; so the zero quaternion is the identity, with zero gradient."""
+"""A quaternion is divided by ``max(|q|, QUAT_EPS)``: zero is the identity, with zero gradient."""
 
 _SMALL_ANGLE_SQ = 1e-2
 """Below this squared angle Taylor series take over; their truncation error stays under 3e-14."""
@@ -51,8 +52,8 @@ def matrix_to_quaternion(
 ) -> Tensor:
     """Unit quaternions (..., 4) with w >= 0.
 
-    The entries of R give the 4x4 matrix 4 q q^T; its row with the largest diagonal element, normalised, is q up to
-    sign. That row's length is at least 2, so neither value nor gradient degrades anywhere.
+    The entries of R give the 4x4 matrix 4 q q^T; its row with the largest diagonal element, normalised, is q
+    up to sign. That row's length is at least 2, so neither value nor gradient degrades anywhere.
     """
     _check(matrix, "matrix", (3, 3))
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in matrix.unbind(-2))
@@ -94,7 +95,8 @@ def quaternion_to_axis_angle(
     unit = torch.where(unit[..., :1] < 0, -unit, unit)
     w, vector = unit[..., :1], unit[..., 1:]
     sine_sq = (vector * vector).sum(-1, keepdim=True)
-    # The angle is 2 asin(|v|) near the identity; its series in |v|^2 has no square root to differentiate at zero.
+    # The angle is 2 asin(|v|) near the identity; its series in |v|^2 has no square root to differentiate at
+    # zero.
     small = sine_sq < 2.5e-3
     sine = torch.where(small, torch.ones_like(sine_sq), sine_sq).sqrt()
     series = 1 + sine_sq * (1 / 6 + sine_sq * (3 / 40 + sine_sq * (15 / 336 + sine_sq * (105 / 3456))))
@@ -113,8 +115,8 @@ def rotation_6d_to_matrix(
 ) -> Tensor:
     """Rotation matrices (..., 3, 3) from two columns by Gram-Schmidt (Zhou et al., CVPR 2019).
 
-    A first column of length zero is read as x, and a second one parallel to the first as the axis least along it, so
-    the result is always a rotation; such fall-backs carry no gradient.
+    A first column of length zero is read as x, and a second one parallel to the first as the axis least along
+    it, so the result is always a rotation; such fall-backs carry no gradient.
     """
     _check(rotation_6d, "rotation_6d", (6,))
     x_axis = rotation_6d.new_tensor([1.0, 0.0, 0.0])
@@ -142,7 +144,7 @@ def _unit_or(vector: Tensor, fallback: Tensor) -> Tensor:
 
 
 def _orthogonal_unit_or(vector: Tensor, axis: Tensor, fallback: Tensor) -> Tensor:
-    """The unit part of `vector` orthogonal to the unit `axis`, or `fallback` where rounding is all that is left."""
+    """The unit part of `vector` orthogonal to the unit `axis`, or `fallback` where only rounding is left."""
     direction = _unit_or(vector, torch.zeros_like(vector))
     rest = direction - (direction * axis).sum(-1, keepdim=True) * axis
     length_sq = (rest * rest).sum(-1, keepdim=True)
@@ -166,5 +168,6 @@ def _check(value: Tensor, name: str, last: tuple[int, ...]) -> None:
     if not value.is_floating_point() or value.shape[-len(last) :] != last:
         wanted = ", ".join(str(size) for size in last)
         raise ValueError(
-            f"{name}: expected a floating-point tensor (..., {wanted}), got {tuple(value.shape)} {value.dtype}"
+            f"{name}: expected a floating-point tensor (..., {wanted}), "
+            f"got {tuple(value.shape)} {value.dtype}"
         )

@@ -1,19 +1,20 @@
-"""A random hand model with MANO's sizes, tree and topology, and pickles of it as Python 2 and chumpy wrote them.
+"""A random hand model with MANO's sizes, tree and topology, and pickles of it as Python 2 and chumpy wrote
+them.
 
-It does not look like a hand. Its surface is a long tube, open at the wrist and capped at the other end, and its joints
-lie as MANO's do (fingers to -x, thumb side to +z), so that everything that reads a model can be tested without one.
+It does not look like a hand. Its surface is a long tube, open at the wrist and capped at the other end, and
+its joints lie as MANO's do (fingers to -x, thumb side to +z), so that everything that reads a model can be
+tested without one.
 """
 
 from __future__ import annotations
 
-import copyreg
 import io
 import pickle
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ JOINTS_M = np.array(
 
 
 def tube_faces() -> np.ndarray:
-    """(1538, 3): 48 loops of 16 vertices, then a cap of ten vertices; outward for loops that advance to -x."""
+    """(1538, 3): 48 loops of 16 vertices and a cap of ten; outward for loops that advance to -x."""
     faces = []
     for loop in range(47):
         for column in range(RING):
@@ -64,7 +65,7 @@ def tube_verts_m() -> np.ndarray:
 
 
 def synthetic_mano(seed: int = 0) -> dict[str, Any]:
-    """A right-hand model: float64 arrays with MANO's keys, and `tip_ids`, `side`, `name`, `licence` and UVs."""
+    """A right-hand model: float64 arrays with MANO's keys, and what an npz of this package adds."""
     rng = np.random.default_rng(seed)
     verts_m = tube_verts_m()
     # Each joint is a combination of all vertices that gives its place exactly and whose weights sum to one.
@@ -155,7 +156,8 @@ def mano_pickle(
 ) -> bytes:
     """The bytes of a MANO file: chumpy `shapedirs`, sparse `J_regressor`, root parent 2**32 - 1.
 
-    `python2` writes raw array bytes as Python-2 strings and NumPy's old module paths, as the released files do.
+    `python2` writes raw array bytes as Python-2 strings and NumPy's old module paths, as the released files
+    do.
     """
     shapedirs = arrays["shapedirs"]
     # The released basis is a selection of the first ten of more directions.
@@ -189,7 +191,7 @@ def mano_pickle(
 class _Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 did, with BINSTRING opcodes, and NumPy under its old module paths."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
@@ -206,6 +208,3 @@ class _Python2Pickler(pickle._Pickler):
 
     dispatch[types.FunctionType] = save_global
     dispatch[type] = save_global
-
-
-assert copyreg  # Python 2 reaches NumPy's reconstructors through it

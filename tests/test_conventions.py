@@ -1,4 +1,4 @@
-"""Joint orders, trees and the layout of h, each checked against names or against another, independent statement."""
+"""Joint orders, trees and the layout of h, each checked against names or another, independent statement."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_known_index_of_the_middle_mcp_in_each_order() -> None:
 
 
 def test_unknown_order_is_named() -> None:
-    with pytest.raises(ValueError, match="src: unknown joint order 'coco'.*mediapipe"):
+    with pytest.raises(ValueError, match=r"src: unknown joint order 'coco'.*mediapipe"):
         c.joint_permutation("coco")
     with pytest.raises(ValueError, match="dst"):
         c.joint_permutation("std", "coco")
@@ -83,7 +83,8 @@ def test_trees_follow_the_fingers() -> None:
 
 def test_h_layout_tiles_63_numbers() -> None:
     covered = [i for part in c.H_LAYOUT.values() for i in range(part.start, part.stop)]
-    assert covered == list(range(c.H_SIZE)) and c.H_SIZE == 63
+    assert covered == list(range(63))
+    assert c.H_SIZE == 63
     widths = {name: part.stop - part.start for name, part in c.H_LAYOUT.items()}
     assert widths == {"pose": 45, "shape": 10, "quat": 4, "scale": 1, "trans": 3}
 
@@ -96,4 +97,5 @@ def test_mesh_sizes_fit_together() -> None:
 
 def test_tip_vertices_are_five_distinct_vertices_of_the_mesh() -> None:
     for ids in c.TIP_VERTEX_IDS.values():
-        assert len(set(ids)) == 5 and all(0 <= i < c.N_VERTS for i in ids)
+        assert len(set(ids)) == 5
+        assert all(0 <= i < c.N_VERTS for i in ids)

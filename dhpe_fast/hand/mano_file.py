@@ -1,6 +1,7 @@
 """Hand model files: the licensed MANO pickles and this package's npz, read safely and checked completely.
 
-Both give the same dictionary of arrays, with the keys of MANO. Floating-point arrays are float64, integer arrays int64:
+Both give the same dictionary of arrays, with the keys of MANO. Floating-point arrays are float64, integer
+arrays int64:
 
 ====================  ==============  =================================================================
 ``v_template``        (778, 3)        rest vertices, metres
@@ -85,15 +86,16 @@ class MissingModelFileError(ModelFileError, FileNotFoundError):
 def read_mano(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a MANO pickle (``MANO_RIGHT.pkl``, ``MANO_LEFT.pkl``, v1.2) or an npz with the same keys.
 
-    Neither chumpy nor SciPy is needed, and no code in the file is run: globals beyond the few that a MANO file names
-    are refused. The format is told by the contents, not by the file's name.
+    Neither chumpy nor SciPy is needed, and no code in the file is run: globals beyond the few that a MANO
+    file names are refused. The format is told by the contents, not by the file's name.
 
     Returns:
         The arrays listed at the top of this module, checked for shape, range and finite values.
 
     Raises:
         UnsafePickleError: if a pickle asks for anything else than arrays.
-        ModelFileError: if the file is missing, no hand model, damaged, or of other sizes. Both are ValueErrors.
+        ModelFileError: if the file is missing, no hand model, damaged, or of other sizes. Both are
+            ValueErrors.
     """
     file = Path(path)
     data = _read_bytes(file)
@@ -147,8 +149,8 @@ def _read_bytes(file: Path) -> bytes:
         raise ModelFileError(f"{file}: is a folder, expected a MANO .pkl or an .npz file{hint}")
     if not file.exists():
         raise MissingModelFileError(
-            f"{file}: no such file. MANO_RIGHT.pkl and MANO_LEFT.pkl come with a licence from https://mano.is.tue.mpg.de "
-            "(mano_v1_2.zip, folder models/); HandModel.default() needs no file"
+            f"{file}: no such file. MANO_RIGHT.pkl and MANO_LEFT.pkl come with a licence from "
+            "https://mano.is.tue.mpg.de (mano_v1_2.zip, folder models/); HandModel.default() needs no file"
         )
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -249,7 +251,8 @@ def _check_contents(model: Mapping[str, np.ndarray], source: str) -> None:
     parents, joints = model["kintree_table"]
     if tuple(parents[1:]) != MANO16_PARENTS[1:] or tuple(joints) != tuple(range(N_JOINTS)):
         raise ModelFileError(
-            f"{source}: 'kintree_table' is {model['kintree_table'].tolist()}, expected the parents {list(MANO16_PARENTS)}"
+            f"{source}: 'kintree_table' is {model['kintree_table'].tolist()}, "
+            f"expected the parents {list(MANO16_PARENTS)} of joints 0 to {N_JOINTS - 1}"
         )
     for key in ("weights", "J_regressor"):
         worst = np.abs(model[key].sum(1) - 1).max()
@@ -265,7 +268,8 @@ def _check_contents(model: Mapping[str, np.ndarray], source: str) -> None:
     for key, limit in limits.items():
         if key in model and (model[key].min() < 0 or model[key].max() >= limit):
             raise ModelFileError(
-                f"{source}: '{key}' runs from {model[key].min()} to {model[key].max()}, expected 0 to {limit - 1}"
+                f"{source}: '{key}' runs from {model[key].min()} to {model[key].max()}, "
+                f"expected 0 to {limit - 1}"
             )
     _check_surface(model["f"], source)
 

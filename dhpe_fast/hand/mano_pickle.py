@@ -1,8 +1,9 @@
 """Reads the arrays of a MANO pickle without running any code in it, and without chumpy or SciPy.
 
-The released files are Python-2 pickles which hold NumPy arrays, a chumpy expression and a SciPy sparse matrix. Here a
-pure-Python unpickler builds inert records instead: no class of the file's choice is imported, every global outside a
-short list is refused by name, and NumPy sees a buffer only after its shape and type have been checked against it.
+The released files are Python-2 pickles which hold NumPy arrays, a chumpy expression and a SciPy sparse
+matrix. Here a pure-Python unpickler builds inert records instead: no class of the file's choice is imported,
+every global outside a short list is refused by name, and NumPy sees a buffer only after its shape and type
+have been checked against it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 MAX_READS = 1_000_000
-"""Bound on the reads of one pickle, so that a crafted file cannot keep the reader busy; a MANO file needs thousands."""
+"""Bound on the steps of one pickle, so that a crafted file cannot keep the reader busy; MANO needs thousands."""
 _MAX_NESTING = 16
 
 
@@ -99,7 +100,7 @@ class ArrayRecord(_Record):
 
 
 class ChumpyRecord(_Record):
-    """A chumpy constant (`x`), or the selection `idxs` from the flat `a`, shaped as `preferred_shape` if that is there."""
+    """A chumpy constant `x`, or the selection `idxs` from `a`, shaped as `preferred_shape` if that is there."""
 
     def array(self, depth: int) -> np.ndarray:
         entries = self.entries()
@@ -257,9 +258,10 @@ class _BoundedReader(io.BytesIO):
             raise UnsafePickleError(f"refused: more than {MAX_READS} steps, far beyond a MANO file")
 
 
-# The C unpickler allocates whatever memo index a file names; the Python one keeps a dict and reads only what is there.
+# The C unpickler allocates whatever memo index a file names; the Python one keeps a dict and reads only what
+# is there.
 class _MANOUnpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
         super().__init__(_BoundedReader(data), encoding="latin1")
@@ -268,7 +270,8 @@ class _MANOUnpickler(pickle._Unpickler):
         found = _GLOBALS.get((module, name))
         if found is None:
             raise UnsafePickleError(
-                f"refused: the pickle asks for {module[:100]}.{name[:100]}, which no MANO file needs; nothing was run"
+                f"refused: the pickle asks for {module[:100]}.{name[:100]}, which no MANO file needs; "
+                "nothing was run"
             )
         return found
 

@@ -17,8 +17,8 @@ _JOINT = {name: index for index, name in enumerate(MANO16_JOINT_NAMES)}
 def find_side(arrays: Mapping[str, np.ndarray], path: Path) -> str:
     """'right' or 'left', from the file's name and from the direction of the fingers, which must not disagree.
 
-    In MANO's frame the fingers of a right hand point to -x and those of a left hand to +x. A name decides where it
-    holds exactly one of the words.
+    In MANO's frame the fingers of a right hand point to -x and those of a left hand to +x. A name decides
+    where it holds exactly one of the words.
 
     Raises:
         ValueError: if name and geometry disagree, or neither tells.
@@ -33,8 +33,8 @@ def find_side(arrays: Mapping[str, np.ndarray], path: Path) -> str:
         shown = "right" if along_m[0] < 0 else "left"
     if named and shown and named != shown:
         raise ValueError(
-            f"{path}: the name says {named}, but the fingers point to {'-x' if shown == 'right' else '+x'} as those of "
-            f"a {shown} hand; pass side='right' or side='left'"
+            f"{path}: the name says {named}, but the fingers point to {'-x' if shown == 'right' else '+x'} "
+            f"as those of a {shown} hand; pass side='right' or side='left'"
         )
     if not (named or shown):
         raise ValueError(f"{path}: cannot tell a right from a left hand; pass side='right' or side='left'")
@@ -44,9 +44,10 @@ def find_side(arrays: Mapping[str, np.ndarray], path: Path) -> str:
 def shapedirs_x_sign_is_wrong(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether the x components of the shape directions have the wrong sign, as in the released MANO_LEFT.pkl.
 
-    Betas are independent with unit variance, so the covariance of two lengths over the modelled population is the
-    product of their derivatives by beta, summed over the betas. In people hand length and hand breadth are positively
-    correlated. Length runs along x and breadth along z, so a wrong sign in x turns that covariance negative.
+    Betas are independent with unit variance, so the covariance of two lengths over the modelled population is
+    the product of their derivatives by beta, summed over the betas. In people hand length and hand breadth
+    are positively correlated. Length runs along x and breadth along z, so a wrong sign in x turns that
+    covariance negative.
     """
     joints_m = arrays["J_regressor"] @ arrays["v_template"]  # (16, 3)
     joint_dirs_m = np.einsum("jv,vcs->jcs", arrays["J_regressor"], arrays["shapedirs"])  # (16, 3, 10)

@@ -48,20 +48,20 @@ _BASIS_FIELDS = (
 
 @dataclass(frozen=True, eq=False)
 class HandMesh:
-    """Vertices and joints of a batch of hands; the frame and unit are those of the function that returns it."""
+    """Vertices and joints of a batch of hands, in the frame of the function that returns them."""
 
     verts_m: Tensor
-    """(*batch, 778, 3) metres in the model frame; crop units in the crop frame if it comes from ``decode``."""
+    """(*batch, 778, 3) metres in the model frame; from ``decode``, crop units in the crop frame."""
     joints_m: Tensor
-    """(*batch, 21, 3) in STD order, in the unit of the vertices: kinematic joints, and vertices as fingertips."""
+    """(*batch, 21, 3) STD order, same unit: the kinematic joints, and vertices as fingertips."""
 
 
 class HandModel(nn.Module):
     """A MANO-like hand of 778 vertices: the package's own (``default``) or the licensed one (``from_mano``).
 
-    Model frame, metres and radians, see :mod:`dhpe_fast.conventions`. The module holds constants only: ``.to`` moves
-    them and changes their floating-point type, nothing is trained, and no part of a (licensed) hand goes into the
-    ``state_dict`` of a network that owns one.
+    Model frame, metres and radians, see :mod:`dhpe_fast.conventions`. The module holds constants only:
+    ``.to`` moves them and changes their floating-point type, nothing is trained, and no part of a (licensed)
+    hand goes into the ``state_dict`` of a network that owns one.
 
     Attributes:
         side: 'right' or 'left'.
@@ -148,22 +148,25 @@ class HandModel(nn.Module):
         fix_left_shapedirs: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> HandModel:
-        """A licensed MANO hand, ``HandModel.from_mano("MANO_RIGHT.pkl")``, read without chumpy and without running code.
+        """A licensed MANO hand: ``HandModel.from_mano("MANO_RIGHT.pkl")``.
+
+        The file is read without chumpy, and without running any code in it.
 
         Args:
             path: MANO_RIGHT.pkl or MANO_LEFT.pkl (v1.2), or an npz with the same keys.
             side: 'right' or 'left'; None tells by the file's name and the direction of the fingers.
-            tip_ids: the five fingertip vertices, thumb to little, or the name of a package that chose them, a key of
-                ``conventions.TIP_VERTEX_IDS``. None takes those in the file, else 'paper'.
-            fix_left_shapedirs: correct a left file in which the x components of the shape directions have the sign of
-                the right hand's, as in the release (smplx issue 48). Only files with the fault are changed, see
-                ``left_shapedirs_fixed``. Betas published for the unfixed file (DexYCB and others) need False.
+            tip_ids: the five fingertip vertices, thumb to little, or the name of a package that chose them, a
+                key of ``conventions.TIP_VERTEX_IDS``. None takes those in the file, else 'paper'.
+            fix_left_shapedirs: correct a left file in which the x components of the shape directions have the
+                sign of the right hand's, as in the release (smplx issue 48). Only files with the fault are
+                changed, see ``left_shapedirs_fixed``. Betas published for the unfixed file (DexYCB and
+                others) need False.
             dtype: floating-point type of the module.
 
         Raises:
             UnsafePickleError: if the pickle asks for anything else than arrays; a ValueError.
-            ValueError: if the file is missing (also a FileNotFoundError), damaged, or no hand model; if its side cannot
-                be told; if an argument is none of those accepted.
+            ValueError: if the file is missing (also a FileNotFoundError), damaged, or no hand model; if its
+                side cannot be told; if an argument is none of those accepted.
         """
         if side is not None:
             _check_side(side)
@@ -190,7 +193,7 @@ class HandModel(nn.Module):
         write_npz(path, self.arrays())
 
     def arrays(self) -> dict[str, Any]:
-        """Copies of the constants and strings with the keys and shapes of MANO, as ``HandModel(arrays)`` takes them."""
+        """Copies of the constants and strings, with MANO's keys and shapes, as ``HandModel(arrays)`` takes them."""
         weights = self._buffers["skin_weights"].new_zeros(N_VERTS, N_JOINTS)
         weights.scatter_add_(1, self._buffers["skin_joints"].long(), self._buffers["skin_weights"])
         tensors = {
@@ -221,7 +224,8 @@ class HandModel(nn.Module):
         turn = np.tile([1.0, -1.0, -1.0], N_ARTICULATED)
         arrays["v_template"] = arrays["v_template"] * reflect
         arrays["shapedirs"] = arrays["shapedirs"] * reflect[:, None]
-        # A reflected rotation is S R S: its entries with exactly one index x change sign, and so does the pose feature.
+        # A reflected rotation is S R S: its entries with exactly one index x change sign, and so does the
+        # pose feature.
         feature = np.tile(np.outer(reflect, reflect).ravel(), N_ARTICULATED)
         arrays["posedirs"] = arrays["posedirs"] * reflect[:, None] * feature
         arrays["hands_mean"] = arrays["hands_mean"] * turn
@@ -251,8 +255,8 @@ class HandModel(nn.Module):
         """Poses the hand in the model frame, metres. Differentiable in every argument.
 
         Args:
-            pose: *absolute* rotations of joints 1..15 in MANO16 order: zero is the flat rest pose and ``hands_mean`` the
-                mean pose (what other packages call ``flat_hand_mean=True`` without PCA).
+            pose: *absolute* rotations of joints 1..15 in MANO16 order: zero is the flat rest pose and
+                ``hands_mean`` the mean pose (what other packages call ``flat_hand_mean=True`` without PCA).
             betas: shape coefficients; None is the mean shape.
             global_orient: rotation of the hand about its wrist joint; None is the identity.
 
@@ -271,10 +275,10 @@ class HandModel(nn.Module):
         self,
         params: HandParams | Tensor,  # h (*batch, 63)
     ) -> HandMesh:
-        """Mesh and joints in the crop frame, ``scale * R(quat) @ v + trans`` (paper, Sec. 3.2), in crop units.
+        """The hand in the crop frame, in crop units: ``scale * R(quat) @ v + trans`` (paper, Sec. 3.2).
 
-        The rotation is about the model's origin, unlike ``global_orient``. A zero quaternion is the identity, with
-        finite gradients, so the paper's h(0) decodes too (to a single point, as its scale is zero).
+        The rotation is about the model's origin, unlike ``global_orient``. A zero quaternion is the identity,
+        with finite gradients, so the paper's h(0) decodes too (to a single point, as its scale is zero).
 
         Raises:
             TypeError, ValueError: if `params` is neither HandParams nor a floating-point tensor (*batch, 63).
@@ -298,8 +302,9 @@ class HandModel(nn.Module):
     ) -> Tensor:
         """Joints (*batch, 21, 3) in STD order, regressed from posed vertices: the paper's f_Reg.
 
-        One 778 x 21 matrix for x, y and z: the model's joint regressor and a one for each fingertip. Away from the rest
-        pose the result differs from the kinematic joints of ``forward`` by some millimetres; the tips are the same.
+        One 778 x 21 matrix for x, y and z: the model's joint regressor and a one for each fingertip. Away
+        from the rest pose the result differs from the kinematic joints of ``forward`` by some millimetres;
+        the tips are the same.
         """
         self._check_verts(verts)
         return self.joint_regressor @ verts
@@ -308,21 +313,21 @@ class HandModel(nn.Module):
         self,
         betas: Tensor | None = None,  # (*batch, 10)
     ) -> Tensor:
-        """Kinematic joints (*batch, 16, 3) of the flat rest pose, MANO16 order, without computing the mesh."""
+        """Kinematic joints (*batch, 16, 3) of the flat rest pose, MANO16 order; computes no mesh."""
         return self._rest_points_m(betas, self.joint_template, self.joint_shapedirs)
 
     def rest_tips_m(
         self,
         betas: Tensor | None = None,  # (*batch, 10)
     ) -> Tensor:
-        """Fingertips (*batch, 5, 3) of the flat rest pose, thumb to little, without computing the mesh."""
+        """Fingertips (*batch, 5, 3) of the flat rest pose, thumb to little; computes no mesh."""
         return self._rest_points_m(betas, self.v_template[self.tip_index], self.shapedirs[:, self.tip_index])
 
     def pose_from_pca(
         self,
         coeffs: Tensor,  # (*batch, k), k <= 45
     ) -> Tensor:
-        """Absolute pose (*batch, 45), mean pose plus the first k components: ``flat_hand_mean=False`` elsewhere."""
+        """Absolute pose (*batch, 45): mean pose plus k components, ``flat_hand_mean=False`` elsewhere."""
         _check_float_tensor("coeffs", coeffs)
         if coeffs.dim() == 0 or coeffs.shape[-1] > N_POSE:
             raise ValueError(f"coeffs: expected (*batch, k) with k <= {N_POSE}, got {tuple(coeffs.shape)}")
@@ -333,12 +338,12 @@ class HandModel(nn.Module):
         pose: Tensor,  # (*batch, 45) axis-angle
         n_components: int = N_POSE,
     ) -> Tensor:
-        """Coefficients (*batch, n_components) whose ``pose_from_pca`` is closest to the pose; exact with all 45."""
+        """Coefficients (*batch, n_components) whose ``pose_from_pca`` is closest; exact with all 45."""
         _check_float_tensor("pose", pose)
         if pose.shape[-1:] != (N_POSE,) or not 0 <= n_components <= N_POSE:
             raise ValueError(
-                f"pose: expected (*batch, {N_POSE}) and 0 <= n_components <= {N_POSE}, got {tuple(pose.shape)} and "
-                f"{n_components}"
+                f"pose: expected (*batch, {N_POSE}) and 0 <= n_components <= {N_POSE}, "
+                f"got {tuple(pose.shape)} and {n_components}"
             )
         return (pose - self.hands_mean) @ torch.linalg.pinv(self.hands_components[:n_components])
 
@@ -346,7 +351,7 @@ class HandModel(nn.Module):
         self,
         verts: Tensor,  # (*batch, 778, 3)
     ) -> Tensor:
-        """Vertices (*batch, 779, 3) for ``faces_closed``: the mean of the wrist's border is appended as vertex 778."""
+        """Vertices (*batch, 779, 3) for ``faces_closed``: vertex 778 is the mean of the wrist's border."""
         self._check_verts(verts)
         centre = verts.index_select(-2, self.wrist_index).mean(-2, keepdim=True)
         return torch.cat([verts, centre], dim=-2)
@@ -382,7 +387,7 @@ def _full_pose(pose: Tensor, global_orient: Tensor | None) -> Tensor:
         joints, rotation, identity = pose.unflatten(-1, (N_ARTICULATED, 3)), (3,), pose.new_zeros(3)
     else:
         raise ValueError(
-            f"pose: expected (*batch, {N_POSE}) axis-angle or (*batch, {N_ARTICULATED}, 3, 3) rotation matrices, "
+            f"pose: expected (*batch, {N_POSE}) axis-angle or (*batch, {N_ARTICULATED}, 3, 3) matrices, "
             f"got {tuple(pose.shape)}"
         )
     root = identity if global_orient is None else global_orient
@@ -405,7 +410,7 @@ def _full_pose(pose: Tensor, global_orient: Tensor | None) -> Tensor:
         batch = torch.broadcast_shapes(root.shape[:-n], joints.shape[: -n - 1])
     except RuntimeError:
         raise ValueError(
-            f"global_orient {tuple(root.shape)} and pose {tuple(pose.shape)} have batches that do not broadcast"
+            f"global_orient {tuple(root.shape)} and pose {tuple(pose.shape)}: batches do not broadcast"
         ) from None
     return torch.cat(
         [root.expand(*batch, *rotation).unsqueeze(-n - 1), joints.expand(*batch, N_ARTICULATED, *rotation)],

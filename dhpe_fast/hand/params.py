@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class HandParams:
     """A batch of hands in the crop frame: ``verts = scale * R(quat) @ verts_m + trans``.
 
-    The mesh ``verts_m`` is posed at identity root rotation. All parts share one batch size, dtype and device; values
-    are not inspected.
+    The mesh ``verts_m`` is posed at identity root rotation. All parts share one batch size, dtype and device;
+    values are not inspected.
     """
 
     pose: Tensor
@@ -52,7 +52,7 @@ class HandParams:
                 )
 
     def packed(self) -> Tensor:
-        """h (B, 63), the parts side by side in the order of ``conventions.H_LAYOUT``."""
+        """Returns h (B, 63), the parts side by side in the order of ``conventions.H_LAYOUT``."""
         return torch.cat([getattr(self, name) for name in H_LAYOUT], dim=1)
 
     @classmethod
@@ -76,8 +76,9 @@ class HandParams:
     def initial(cls, model: HandModel, batch_size: int = 1) -> HandParams:
         """The paper's h(0): zeros, but for the mean pose of `model`; with its dtype and device.
 
-        It is the input of the first regression step and no hand yet: its scale is zero, so ``HandModel.decode``
-        returns a mesh shrunk to the origin (finite, as a zero quaternion is read as the identity).
+        It is the input of the first regression step and no hand yet: its scale is zero, so
+        ``HandModel.decode`` returns a mesh shrunk to the origin (finite, as a zero quaternion is read as the
+        identity).
         """
         if batch_size < 0:
             raise ValueError(f"batch_size: expected a number >= 0, got {batch_size}")
@@ -97,7 +98,7 @@ class HandParams:
         return len(self.pose)
 
     def __getitem__(self, index: int | slice | Tensor | list[int]) -> HandParams:
-        """A sub-batch. An int keeps the batch axis (of length 1); slices, index lists and masks work as on a tensor."""
+        """A sub-batch, by slice, index list or mask as on a tensor; an int keeps the batch axis, of length 1."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"hand {index} of a batch of {len(self)}")
