@@ -16,6 +16,18 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
       "_lbs_backward(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose, Tensor betas, "
       "Tensor v_template, Tensor shapedirs, Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs, "
       "Tensor skin_joints, Tensor skin_weights, Tensor parents) -> (Tensor grad_pose, Tensor grad_betas)");
+  m.def(
+      "rasterize(Tensor verts_px, Tensor faces, int height, int width, bool perspective, float? z_near, "
+      "bool cull_backfaces) -> (Tensor face_index, Tensor bary, Tensor depth)");
+  m.def(
+      "_rasterize_backward(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces, "
+      "bool perspective, float? z_near, bool cull_backfaces, bool deterministic) -> Tensor");
+  m.def(
+      "silhouette_nmr(Tensor verts_px, Tensor faces, int height, int width, float? z_near, bool fill_back, float eps) "
+      "-> (Tensor mask, Tensor face_index)");
+  m.def(
+      "_silhouette_nmr_backward(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, float eps, "
+      "bool deterministic) -> Tensor");
 }
 
 namespace dhpe {

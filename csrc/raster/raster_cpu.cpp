@@ -1,0 +1,154 @@
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+
+#include "common/simd.h"
+#include "raster/raster_scratch.h"
+#include "raster/raster_tensors.h"
+
+namespace dhpe {
+
+#define DHPE_RASTER_KERNELS                                                                                 \
+  template <typename T>                                                                                     \
+  void rasterize_rows(const RasterForward<T>& p, void* scratch, int64_t image, int row_begin, int row_end); \
+  template <typename T>                                                                                     \
+  void rasterize_backward(const RasterBackward<T>& p, int64_t image);                                       \
+  template <typename T>                                                                                     \
+  void nmr_count_missing(const NmrBackward<T>& p, int64_t image, int64_t& missing);                         \
+  template <typename T>                                                                                     \
+  void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64_t image)
+DHPE_DECLARE_SIMD(DHPE_RASTER_KERNELS)
+#undef DHPE_RASTER_KERNELS
+
+namespace {
+
+constexpr int64_t kMaxBandPixels = 1 << 19;  // bounds a task's canvas to 10 MB of float; a 224 crop is one band
+constexpr int64_t kMinBandRows = 32;         // below, every band's pass over all faces outweighs its pixels
+
+// Images are cut into bands of rows where there are fewer images than threads, or an image is large. A pixel's value
+// depends on neither.
+int64_t rows_per_band(int64_t batch, int64_t height, int64_t width) {
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  const int64_t bands = (threads + batch - 1) / batch;
+  const int64_t fair = std::max((height + bands - 1) / bands, kMinBandRows);
+  return std::max<int64_t>(std::min({fair, height, kMaxBandPixels / canvas_stride(width)}), 1);
+}
+
+template <typename T>
+void draw(const RasterForward<T>& p, int64_t batch) {
+  const int64_t height = p.mesh.height;
+  if (batch == 0) return;
+  const int64_t rows = rows_per_band(batch, height, p.mesh.width);
+  const int64_t bands = (height + rows - 1) / rows;
+  torch::stable::parallel_for(0, batch * bands, 1, [&](int64_t begin, int64_t end) {
+    const auto scratch = std::make_unique_for_overwrite<T[]>(canvas_elements(rows, p.mesh.width, p.bary != nullptr));
+    for (int64_t task = begin; task < end; ++task) {
+      const int row = static_cast<int>(task % bands * rows);
+      const int row_end = static_cast<int>(std::min(row + rows, height));
+      DHPE_CALL_SIMD(rasterize_rows, p, scratch.get(), task / bands, row, row_end);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> rasterize_cpu(Tensor verts_px, Tensor faces, int64_t height, int64_t width,
+                                                 bool perspective, std::optional<double> z_near, bool cull_backfaces) {
+  const RasterMeshTensors mesh("rasterize", verts_px, faces, height, width);
+  const int64_t B = verts_px.size(0);
+  Tensor face_index = new_index_image(verts_px, B, height, width);
+  Tensor bary = torch::stable::new_empty(verts_px, {B, height, width, 3});
+  Tensor depth = new_image(verts_px, B, height, width);
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    const RasterForward<scalar_t> p = {mesh.mesh<scalar_t>(),
+                                       raster_options<scalar_t>("rasterize", perspective, z_near, cull_backfaces),
+                                       face_index.mutable_data_ptr<int32_t>(),
+                                       bary.mutable_data_ptr<scalar_t>(),
+                                       depth.mutable_data_ptr<scalar_t>(),
+                                       nullptr};
+    draw(p, B);
+  });
+  return {face_index, bary, depth};
+}
+
+Tensor rasterize_backward_cpu(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces,
+                              bool perspective, std::optional<double> z_near, bool cull_backfaces, bool deterministic) {
+  (void)deterministic;  // one thread per image adds up in a fixed order
+  const RasterMeshTensors mesh("_rasterize_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
+  check_tensor("_rasterize_backward", "grad_bary", grad_bary, {B, H, W, 3}, verts_px.scalar_type(), verts_px);
+  check_tensor("_rasterize_backward", "grad_depth", grad_depth, {B, H, W}, verts_px.scalar_type(), verts_px);
+  check_tensor("_rasterize_backward", "face_index", face_index, {B, H, W}, ScalarType::Int, verts_px);
+  grad_bary = torch::stable::contiguous(grad_bary);
+  grad_depth = torch::stable::contiguous(grad_depth);
+  face_index = torch::stable::contiguous(face_index);
+  Tensor grad_verts = torch::stable::new_empty(verts_px, {B, verts_px.size(1), 3});
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    const RasterBackward<scalar_t> p = {
+        mesh.mesh<scalar_t>(),
+        raster_options<scalar_t>("_rasterize_backward", perspective, z_near, cull_backfaces),
+        face_index.const_data_ptr<int32_t>(),
+        grad_bary.const_data_ptr<scalar_t>(),
+        grad_depth.const_data_ptr<scalar_t>(),
+        grad_verts.mutable_data_ptr<scalar_t>()};
+    torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) DHPE_CALL_SIMD(rasterize_backward, p, image);
+    });
+  });
+  return grad_verts;
+}
+
+std::tuple<Tensor, Tensor> silhouette_nmr_cpu(Tensor verts_px, Tensor faces, int64_t height, int64_t width,
+                                              std::optional<double> z_near, bool fill_back, double eps) {
+  (void)eps;  // acts in the backward pass
+  const RasterMeshTensors mesh("silhouette_nmr", verts_px, faces, height, width);
+  const int64_t B = verts_px.size(0);
+  Tensor mask = new_image(verts_px, B, height, width);
+  Tensor face_index = new_index_image(verts_px, B, height, width);
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    const RasterForward<scalar_t> p = {
+        mesh.mesh<scalar_t>(),
+        raster_options<scalar_t>("silhouette_nmr", z_near.has_value(), z_near, !fill_back),
+        face_index.mutable_data_ptr<int32_t>(),
+        nullptr,
+        nullptr,
+        mask.mutable_data_ptr<scalar_t>()};
+    draw(p, B);
+  });
+  return {mask, face_index};
+}
+
+Tensor silhouette_nmr_backward_cpu(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
+                                   bool deterministic) {
+  (void)deterministic;  // one thread per image adds up in a fixed order
+  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
+  check_tensor("_silhouette_nmr_backward", "grad_mask", grad_mask, {B, H, W}, verts_px.scalar_type(), verts_px);
+  check_tensor("_silhouette_nmr_backward", "face_index", face_index, {B, H, W}, ScalarType::Int, verts_px);
+  grad_mask = torch::stable::contiguous(grad_mask);
+  face_index = torch::stable::contiguous(face_index);
+  Tensor grad_verts = torch::stable::new_empty(verts_px, {B, verts_px.size(1), 3});
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    const NmrBackward<scalar_t> p = {mesh.mesh<scalar_t>(), static_cast<scalar_t>(eps),
+                                     face_index.const_data_ptr<int32_t>(), grad_mask.const_data_ptr<scalar_t>(),
+                                     grad_verts.mutable_data_ptr<scalar_t>()};
+    torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        int64_t missing = 0;
+        DHPE_CALL_SIMD(nmr_count_missing, p, image, missing);
+        const auto scratch = std::make_unique_for_overwrite<std::byte[]>(
+            nmr_scratch_bytes<scalar_t>(missing, H, W, p.mesh.n_faces));
+        DHPE_CALL_SIMD(nmr_backward, p, scratch.get(), missing, image);
+      }
+    });
+  });
+  return grad_verts;
+}
+
+}  // namespace
+}  // namespace dhpe
+
+STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CPU, m) {
+  m.impl("rasterize", TORCH_BOX(&dhpe::rasterize_cpu));
+  m.impl("_rasterize_backward", TORCH_BOX(&dhpe::rasterize_backward_cpu));
+  m.impl("silhouette_nmr", TORCH_BOX(&dhpe::silhouette_nmr_cpu));
+  m.impl("_silhouette_nmr_backward", TORCH_BOX(&dhpe::silhouette_nmr_backward_cpu));
+}

@@ -1,0 +1,29 @@
+// Sizes of the memory which the CPU kernels work in; the host functions allocate it, once per task.
+#pragma once
+
+#include <cstdint>
+
+namespace dhpe {
+
+constexpr int64_t kCanvasPadding = 16;  // a vector of float under AVX-512, the widest
+
+inline int64_t canvas_stride(int64_t width) {
+  return (width + kCanvasPadding - 1) / kCanvasPadding * kCanvasPadding + kCanvasPadding;
+}
+
+// Elements of T for `rows` rows: column centres, depth, face ids and, if asked for, three barycentrics.
+inline int64_t canvas_elements(int64_t rows, int64_t width, bool with_bary) {
+  return canvas_stride(width) * (1 + rows * (with_bary ? 5 : 2));
+}
+
+constexpr int64_t kNmrPadding = 16;
+
+// Bytes for the backward pass of the "nmr" silhouette: position and weight of the missing pixels by row and by column,
+// where each line starts, and flags for lines and faces.
+template <typename T>
+int64_t nmr_scratch_bytes(int64_t missing, int64_t height, int64_t width, int64_t n_faces) {
+  const int64_t lines = height + width;
+  return 4 * (missing + kNmrPadding) * static_cast<int64_t>(sizeof(T)) + 4 * (lines + 2) + lines + n_faces;
+}
+
+}  // namespace dhpe
