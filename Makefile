@@ -1,0 +1,85 @@
+# Each target sets up what it needs: a fresh machine with Python >= 3.10, a C++20 compiler and a package registry will do.
+#
+#   make demo     fit the hand of the demo image, write the results to $(OUT)
+#   make test     the whole test suite, on the installed package
+#   make lint     ruff and clang-format
+#   make format   let both rewrite the files
+#   make cuda     compile the CUDA kernels for sm_80 and sm_90; skipped where there is no nvcc
+#   make bench    the benchmarks; tables go to bench/results
+#   make clean    remove everything that the targets above made
+#
+# Variables, for instance `make test PYTHON=python3.12 PYTEST_ARGS="-k lbs"`:
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+TORCH ?= torch==2.13.0
+CONSTRAINTS ?= constraints.txt
+PYTEST_ARGS ?=
+CUDA_ARCHS ?= 80;90
+
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What the installed package is made of. Folders count too, so that a removed file is noticed.
+SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
+	$(shell find csrc dhpe_fast ! -name '*.pyc' ! -name '*.so' ! -name __pycache__)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: help demo test lint format cuda bench clean install
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: install
+	$(BIN)/dhpe-fast demo -o $(OUT)
+	@echo "The results are in $(OUT)/ (the picture: $$(ls $(OUT)/*overlay*.png | head -n 1))"
+
+test: install
+	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+cuda: $(VENV)/.tools
+	@if command -v "$${CUDACXX:-nvcc}" >/dev/null; then \
+	  set -x; \
+	  $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDHPE_CUDA=ON \
+	    '-DDHPE_CUDA_ARCHS=$(CUDA_ARCHS)' -DDHPE_WERROR=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" && \
+	  $(BIN)/cmake --build build/cuda --target _cuda; \
+	else \
+	  echo "make cuda: skipped, there is no nvcc on PATH (set CUDACXX to name one)"; \
+	fi
+
+bench: install
+	$(BIN)/pytest -q bench --benchmark-only
+
+install: $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# torch by itself first: the build finds its headers there, and pip never looks for another one.
+$(VENV)/.tools: $(CONSTRAINTS) Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "dhpe-fast needs Python 3.10 or later, and \`$(PYTHON)\` is not: run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || { \
+	  echo "dhpe-fast needs a C++20 compiler: install one (Debian: apt-get install g++) or set CXX" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+	  echo "\`$(PYTHON) -m venv\` failed: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(BIN)/pip install -q -c $(CONSTRAINTS) "$(TORCH)"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) scikit-build-core pybind11 cmake ninja ruff clang-format
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.tools $(SOURCES)
+	@echo "Compiling and installing dhpe-fast into $(VENV) ..."
+	$(BIN)/pip install -q -c $(CONSTRAINTS) --no-build-isolation ".[dev]"
+	@touch $@
