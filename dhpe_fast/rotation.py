@@ -35,6 +35,27 @@ def axis_angle_to_matrix(
     return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
 
 
+def left_jacobian(
+    axis_angle: Tensor,  # (..., 3) radians
+) -> Tensor:
+    """Left Jacobians of SO(3) (..., 3, 3): R(v + dv) is R(J dv) R(v) to first order.
+
+    J = I + (1 - cos t)/t^2 K + (t - sin t)/t^3 K^2.
+    """
+    _check(axis_angle, "axis_angle", (3,))
+    t2 = (axis_angle * axis_angle).sum(-1)
+    small = t2 < _SMALL_ANGLE_SQ
+    angle = torch.where(small, torch.ones_like(t2), t2).sqrt()
+    half_sinc = (0.5 * angle).sin() / (0.5 * angle)
+    first = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
+    second = torch.where(
+        small, (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))) / 6, (angle - angle.sin()) / angle**3
+    )
+    k = _cross_matrix(axis_angle)
+    eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
+
+
 def quaternion_to_matrix(
     quat: Tensor,  # (..., 4) w, x, y, z of any length
 ) -> Tensor:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 N_VERTS, N_FACES, RING = 778, 1538, 16
 PARENTS = [-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14]
@@ -54,7 +55,7 @@ def tube_verts_m() -> np.ndarray:
     for loop in range(48):
         part = verts[loop * RING : (loop + 1) * RING]
         part[:, 0] = 0.095 - 0.190 * loop / 47
-        part[:, 1], part[:, 2] = 0.015 * np.sin(angle), -0.040 * np.cos(angle)
+        part[:, 1], part[:, 2] = 0.015 * np.sin(angle), 0.040 * np.cos(angle)
     verts[768] = (-0.100, 0.0, 0.0)
     for face in tube_faces()[47 * 32 :]:  # inner vertices of the cap sit at the middle of their corners
         inner = [v for v in face if v > 768]
@@ -208,3 +209,39 @@ class _Python2Pickler(pickle._Pickler):
 
     dispatch[types.FunctionType] = save_global
     dispatch[type] = save_global
+
+
+def mano_by_loops(
+    arrays: dict[str, Any], pose: np.ndarray, betas: np.ndarray, global_orient: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """MANO's forward model (Romero et al. 2017) in float64 loops: verts (778, 3), joints (16, 3).
+
+    Args:
+        arrays: the model, with MANO's keys.
+        pose: (45,) absolute axis-angle.
+        betas: (10,).
+        global_orient: (3,) axis-angle about the wrist joint.
+    """
+    rest = arrays["v_template"].copy()
+    for k in range(10):
+        rest += betas[k] * arrays["shapedirs"][:, :, k]
+    joints = arrays["J_regressor"] @ rest
+    turns = Rotation.from_rotvec(np.concatenate([global_orient, pose]).reshape(16, 3)).as_matrix()
+    bent = rest.copy()
+    column = 0
+    for joint in range(1, 16):
+        for row in range(3):
+            for col in range(3):
+                bent += (turns[joint, row, col] - (row == col)) * arrays["posedirs"][:, :, column]
+                column += 1
+    world = []
+    for joint in range(16):
+        local = np.eye(4)
+        local[:3, :3] = turns[joint]
+        local[:3, 3] = joints[joint] - (joints[PARENTS[joint]] if joint else 0)
+        world.append(world[PARENTS[joint]] @ local if joint else local)
+    verts = np.zeros_like(rest)
+    for joint in range(16):
+        about_rest = world[joint][:3, :3] @ (bent - joints[joint]).T + world[joint][:3, 3:]
+        verts += arrays["weights"][:, joint, None] * about_rest.T
+    return verts, np.array([matrix[:3, 3] for matrix in world])

@@ -231,7 +231,7 @@ def _checked_array(
     value: Any, key: str, shape: tuple[int | None, ...], kind: type, where: str, entries: Mapping[str, Any]
 ) -> np.ndarray:
     array = np.asarray(value)
-    wanted = f"({', '.join('N' if size is None else str(size) for size in shape)})"
+    wanted = str(shape).replace("None", "N")
     if len(array.shape) != len(shape) or any(
         b not in (None, a) for a, b in zip(array.shape, shape, strict=True)
     ):

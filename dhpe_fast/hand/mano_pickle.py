@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 MAX_READS = 1_000_000
-"""Bound on the steps of one pickle, so that a crafted file cannot keep the reader busy; MANO needs thousands."""
+"""Bound on the steps of one pickle, against files made to keep the reader busy; MANO needs thousands."""
 _MAX_NESTING = 16
 
 
@@ -100,7 +100,7 @@ class ArrayRecord(_Record):
 
 
 class ChumpyRecord(_Record):
-    """A chumpy constant `x`, or the selection `idxs` from `a`, shaped as `preferred_shape` if that is there."""
+    """A chumpy constant `x`, or the selection `idxs` from `a`, in its `preferred_shape`."""
 
     def array(self, depth: int) -> np.ndarray:
         entries = self.entries()

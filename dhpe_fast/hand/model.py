@@ -193,7 +193,7 @@ class HandModel(nn.Module):
         write_npz(path, self.arrays())
 
     def arrays(self) -> dict[str, Any]:
-        """Copies of the constants and strings, with MANO's keys and shapes, as ``HandModel(arrays)`` takes them."""
+        """Copies of the constants, with MANO's keys and shapes, as ``HandModel(arrays)`` takes them."""
         weights = self._buffers["skin_weights"].new_zeros(N_VERTS, N_JOINTS)
         weights.scatter_add_(1, self._buffers["skin_joints"].long(), self._buffers["skin_weights"])
         tensors = {

@@ -98,7 +98,7 @@ class HandParams:
         return len(self.pose)
 
     def __getitem__(self, index: int | slice | Tensor | list[int]) -> HandParams:
-        """A sub-batch, by slice, index list or mask as on a tensor; an int keeps the batch axis, of length 1."""
+        """A sub-batch, by slice, index list or mask as on a tensor; an int keeps a batch axis of 1."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"hand {index} of a batch of {len(self)}")
