@@ -4,8 +4,8 @@
     >>> hand = dhpe_fast.fit(image, keypoints=joints2d_px)      # the job as a whole
     >>> model = dhpe_fast.HandModel.default()                   # or its parts
 
-The names below are loaded at their first use: `import dhpe_fast` costs nothing, and `dhpe-fast doctor` can speak where
-the compiled part is missing. Frames, units and joint orders are stated in :mod:`dhpe_fast.conventions`.
+The names below are loaded at their first use: `import dhpe_fast` costs nothing, and `dhpe-fast doctor` can
+speak where the compiled part is missing. Frames, units and joint orders: :mod:`dhpe_fast.conventions`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `dhpe_fast.fit` the function: importing the submodule of that name would bind the module over it."""
+    """Keeps `dhpe_fast.fit` the function where an import of the submodule would bind the module."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value.fit if name == "fit" and isinstance(value, ModuleType) else value)
