@@ -121,7 +121,7 @@ def angles_from_pose(axes: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 def _sample_fingers(angles_rad: np.ndarray, rng: np.random.Generator) -> None:
     n = len(angles_rad)
-    together = rng.beta(1.1, 1.5, size=(n, 1))
+    together = rng.beta(1.0, 1.7, size=(n, 1))
     curl = np.clip(together + rng.normal(0.0, 0.10, size=(n, 4)), 0.0, 1.0)
     # A third of the hands point, pinch or count: some fingers leave the common movement.
     apart = (rng.random((n, 1)) < 0.35) & (rng.random((n, 4)) < 0.45)
@@ -134,7 +134,7 @@ def _sample_fingers(angles_rad: np.ndarray, rng: np.random.Generator) -> None:
         first = 3 * finger
         bend = curl[:, finger]
         knuckle = -0.15 + 1.6 * bend - lead[:, finger]
-        middle = -0.03 + 1.85 * bend + lead[:, finger] + rng.normal(0.0, 0.06, n)
+        middle = -0.05 + 1.80 * bend + lead[:, finger] + rng.normal(0.0, 0.06, n)
         angles_rad[:, first, FLEXION] = knuckle
         angles_rad[:, first + 1, FLEXION] = middle
         angles_rad[:, first + 2, FLEXION] = DIP_PER_PIP * middle + rng.normal(0.0, 0.08, n)
@@ -179,10 +179,10 @@ def sample_poses(
 # Degrees: (knuckle flexion, knuckle abduction, PIP, DIP) of a finger.
 _STRAIGHT = (0.0, 0.0, 0.0, 0.0)
 _FISTED = {
-    "index": (80.0, -4.0, 102.0, 66.0),
-    "middle": (84.0, 0.0, 103.0, 66.0),
-    "ring": (86.0, 4.0, 104.0, 66.0),
-    "little": (88.0, 8.0, 104.0, 64.0),
+    "index": (78.0, 0.0, 98.0, 58.0),
+    "middle": (82.0, 0.0, 99.0, 56.0),
+    "ring": (82.0, 0.0, 97.0, 56.0),
+    "little": (76.0, 2.0, 88.0, 50.0),
 }
 _RELAXED = {
     "index": (14.0, 0.0, 26.0, 14.0),
@@ -190,10 +190,11 @@ _RELAXED = {
     "ring": (21.0, 1.0, 32.0, 18.0),
     "little": (23.0, 4.0, 32.0, 18.0),
 }
+_RING_TUCKED = (74.0, 0.0, 97.0, 56.0)
 # Degrees: (CMC flexion, abduction, twist, MCP flexion, IP flexion) of the thumb.
 _THUMB_RELAXED = (4.0, 2.0, -4.0, 12.0, 14.0)
-_THUMB_OVER_FIST = (24.0, 8.0, -22.0, 40.0, 52.0)
-_THUMB_TUCKED = (30.0, 10.0, -24.0, 42.0, 48.0)
+_THUMB_OVER_FIST = (20.0, 6.0, -22.0, 36.0, 56.0)
+_THUMB_TUCKED = (16.0, 1.0, -24.0, 40.0, 46.0)
 
 
 def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, ...]]]:
@@ -204,7 +205,7 @@ def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, 
         "ring": (-6.0, -8.0, 0.0, 0.0),
         "little": (-6.0, -18.0, 0.0, 0.0),
     }
-    claw = {finger: (-8.0, 0.0, 62.0, 42.0) for finger in FINGERS}
+    claw = dict.fromkeys(FINGERS, (-8.0, 0.0, 62.0, 42.0))
     loose = {
         "middle": (12.0, 0.0, 16.0, 9.0),
         "ring": (8.0, -3.0, 12.0, 7.0),
@@ -215,13 +216,14 @@ def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, 
         "relaxed": (_RELAXED, _THUMB_RELAXED),
         "fist": (_FISTED, _THUMB_OVER_FIST),
         "point": (_FISTED | {"index": (2.0, 0.0, 3.0, 2.0)}, _THUMB_TUCKED),
-        "ok": (loose | {"index": (48.0, -2.0, 58.0, 32.0)}, (14.0, 14.0, -18.0, 14.0, 32.0)),
+        "ok": (loose | {"index": (49.0, -2.0, 44.0, 22.0)}, (11.0, 9.0, -34.0, 16.0, 22.0)),
         "spread": (spread, (-22.0, -2.0, 6.0, -6.0, -8.0)),
         "thumbs_up": (_FISTED, (-22.0, -14.0, 8.0, -6.0, -10.0)),
-        "pinch": (_RELAXED | {"index": (46.0, -2.0, 44.0, 22.0)}, (12.0, 14.0, -16.0, 12.0, 22.0)),
+        "pinch": (_RELAXED | {"index": (48.0, -2.0, 41.0, 21.0)}, (13.0, 8.0, -34.0, 15.0, 11.0)),
         "victory": (
-            _FISTED | {"index": (-2.0, 10.0, 2.0, 1.0), "middle": (-2.0, -10.0, 2.0, 1.0)},
-            _THUMB_TUCKED,
+            _FISTED
+            | {"index": (-2.0, 10.0, 2.0, 1.0), "middle": (-2.0, -10.0, 2.0, 1.0), "ring": _RING_TUCKED},
+            (30.0, -4.0, -22.0, 36.0, 44.0),
         ),
         "claw": (claw, (2.0, 10.0, -6.0, 16.0, 34.0)),
         "index_bent": (straight | {"index": (60.0, 0.0, 70.0, 45.0)}, _THUMB_RELAXED),

@@ -37,7 +37,7 @@ def build_hand() -> dict[str, np.ndarray]:
     floats = {
         "v_template": hand.verts_m,
         "shapedirs": shape_directions(hand, shapes),
-        "posedirs": pose_directions(hand),
+        "posedirs": pose_directions(hand, np.random.default_rng(SEED + 2)),
         "J_regressor": regressor,
         "weights": weights,
         "hands_mean": mean_pose,

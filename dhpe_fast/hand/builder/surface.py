@@ -99,34 +99,34 @@ class Tube:
 # metacarpal, 1..3 the phalanges; for the middle finger.  The others scale with their joint breadths.
 _FINGER_PROFILE = (
     (0, 0.00, 9.0, 9.0, 12.0),
-    (0, 0.50, 9.6, 8.2, 11.5),
-    (0, 0.85, 10.0, 8.8, 12.8),
-    (1, 0.00, 10.2, 9.6, 13.0),
-    (1, 0.22, 9.9, 8.8, 12.2),
-    (1, 0.55, 9.2, 7.8, 10.2),
-    (1, 0.85, 9.3, 7.7, 9.2),
-    (2, 0.00, 9.7, 8.0, 9.0),
-    (2, 0.28, 9.2, 7.3, 9.0),
-    (2, 0.55, 8.7, 6.8, 8.9),
-    (2, 0.85, 8.4, 6.4, 7.8),
-    (3, 0.00, 8.5, 6.4, 7.6),
-    (3, 0.22, 8.2, 5.9, 7.9),
-    (3, 0.45, 7.9, 5.4, 8.2),
-    (3, 0.65, 7.4, 5.0, 7.9),
+    (0, 0.50, 9.6, 8.8, 13.0),
+    (0, 0.82, 10.0, 9.5, 14.6),
+    (1, 0.00, 10.4, 10.7, 14.8),
+    (1, 0.22, 10.2, 9.3, 13.3),
+    (1, 0.55, 9.6, 8.0, 10.8),
+    (1, 0.82, 9.4, 7.7, 9.4),
+    (2, 0.00, 9.8, 8.1, 8.9),
+    (2, 0.30, 9.2, 7.2, 9.2),
+    (2, 0.55, 8.8, 6.8, 9.0),
+    (2, 0.85, 8.5, 6.5, 7.7),
+    (3, 0.00, 8.6, 6.4, 7.6),
+    (3, 0.24, 8.4, 5.9, 8.1),
+    (3, 0.46, 8.2, 5.4, 8.4),
+    (3, 0.60, 7.9, 5.1, 8.2),
 )
 _THUMB_PROFILE = (
-    (1, 0.00, 11.0, 11.0, 14.0),
+    (1, 0.00, 9.8, 9.8, 12.5),
     (1, 0.35, 11.5, 10.0, 15.5),
     (1, 0.70, 10.8, 9.4, 13.5),
-    (2, 0.00, 10.8, 10.0, 11.6),
-    (2, 0.30, 10.0, 8.8, 10.4),
-    (2, 0.65, 9.7, 8.0, 9.6),
-    (3, 0.00, 10.5, 8.1, 9.2),
-    (3, 0.25, 10.5, 7.4, 9.8),
+    (2, 0.00, 11.1, 10.3, 11.6),
+    (2, 0.30, 10.1, 8.9, 10.4),
+    (2, 0.65, 9.7, 8.0, 9.5),
+    (3, 0.00, 10.6, 8.2, 9.1),
+    (3, 0.25, 10.7, 7.4, 9.9),
     (3, 0.45, 10.3, 6.7, 9.9),
-    (3, 0.62, 9.6, 6.0, 9.2),
+    (3, 0.58, 9.9, 6.2, 9.5),
 )
-_CAP_START = {"finger": 0.65, "thumb": 0.62}
+_CAP_START = {"finger": 0.60, "thumb": 0.58}
 
 
 def _digit_tube(skeleton: Skeleton, digit: str) -> Tube:
@@ -195,10 +195,11 @@ class HandSurface:
                 result, fingers[digit], 0.010 - 0.0078 * apart * apart * (3.0 - 2.0 * apart)
             )
         result = smooth_union(result, self._hypothenar(points_m), 0.014)
-        result = smooth_union(result, self._finger_webs(points_m), 0.006)
+        result = smooth_union(result, self._finger_webs(points_m), 0.008)
         thumb = smooth_union(self.tubes["thumb"].field(points_m), self._thenar(points_m), 0.014)
         thumb = smooth_union(thumb, self._thumb_web(points_m), 0.012)
-        return smooth_union(result, thumb, 0.012)
+        result = smooth_union(result, self._thumb_root(points_m), 0.014)
+        return smooth_union(result, thumb, 0.015)
 
     def gradient(self, points_m: np.ndarray, step_m: float = 2e-5) -> np.ndarray:  # (P, 3)
         """Return the central-difference gradient of the field."""
@@ -239,7 +240,7 @@ class HandSurface:
         local = (points_m - start) @ axes
         # Half-widths grow from the forearm's end to the carpus: an ellipse of the published circumference.
         depth = np.clip(-local[:, 0], 0.0, 0.075)
-        across = 0.0270 + 0.0035 * np.clip((depth - 0.045) / 0.03, 0.0, 1.0)
+        across = np.interp(depth, [0.0, 0.028, 0.045, 0.060, 0.075], [0.0290, 0.0285, 0.0293, 0.0315, 0.0320])
         height = np.where(local[:, 1] > 0.0, 0.0165, 0.0190)
         past = np.minimum(local[:, 0] + 0.072, 0.0) / 0.02
         beyond = np.minimum(local[:, 0] + 0.072, 0.0)
@@ -252,7 +253,12 @@ class HandSurface:
         base, tip = self.skeleton.chain("thumb")[:2]
         center = base + 0.42 * (tip - base) + np.array([-0.002, -0.0045, -0.006])
         axes = _axes_along(tip - base, np.array([0.0, 1.0, 0.0]))
-        return _ellipsoid(points_m, center, axes, np.array([0.031, 0.0135, 0.0165]))
+        return _ellipsoid(points_m, center, axes, np.array([0.029, 0.0135, 0.0165]))
+
+    def _thumb_root(self, points_m: np.ndarray) -> np.ndarray:
+        """The radial side of the carpus, which leads from the wrist into the thumb's base."""
+        wrist, base = self.skeleton.joints_m[0], self.skeleton.chain("thumb")[0]
+        return _capsule(points_m, wrist + np.array([0.012, -0.001, 0.0145]), base, 0.0135)
 
     def _hypothenar(self, points_m: np.ndarray) -> np.ndarray:
         wrist, little = self.skeleton.joints_m[0], self.skeleton.chain("little")[0]
@@ -262,19 +268,26 @@ class HandSurface:
 
     def _finger_webs(self, points_m: np.ndarray) -> np.ndarray:
         result = np.full(len(points_m), np.inf)
+        # The skin slopes from the valley between two knuckles down to the web's edge on the palm's side.
         for first, second in (("index", "middle"), ("middle", "ring"), ("ring", "little")):
-            ends = []
-            for digit in (first, second):
-                chain = self.skeleton.chain(digit)
-                ends.append(chain[0] + 0.30 * (chain[1] - chain[0]) + np.array([0.0, -0.0035, 0.0]))
-            result = np.minimum(result, _capsule(points_m, *ends, 0.0062))
+            one, other = self.skeleton.chain(first), self.skeleton.chain(second)
+            pair = np.full(len(points_m), np.inf)
+            for fraction, drop, radius in (
+                (-0.02, 0.0025, 0.0072),
+                (0.15, 0.0040, 0.0064),
+                (0.28, 0.0060, 0.0050),
+            ):
+                shift = np.array([0.0, -drop, 0.0])
+                ends = [chain[0] + fraction * (chain[1] - chain[0]) + shift for chain in (one, other)]
+                pair = smooth_union(pair, _capsule(points_m, *ends, radius), 0.003)
+            result = np.minimum(result, pair)
         return result
 
     def _thumb_web(self, points_m: np.ndarray) -> np.ndarray:
         thumb, index = self.skeleton.chain("thumb"), self.skeleton.chain("index")
         carpal = self.skeleton.carpals_m["index"]
         result = np.full(len(points_m), np.inf)
-        for fraction in (0.25, 0.45, 0.62):
+        for fraction in (0.25, 0.42, 0.58):
             first = thumb[0] + fraction * 1.1 * (thumb[1] - thumb[0])
             second = carpal + fraction * 0.95 * (index[0] - carpal) + np.array([0.0, -0.004, 0.0])
             result = smooth_union(result, _capsule(points_m, first, second, 0.0075), 0.008)

@@ -28,7 +28,7 @@ FINGER_COLUMNS = 10
 THUMB_COLUMNS = 12
 # Loop positions along a finger's axis, metres from the knuckle (the web row is a fraction of the phalanx).
 _KNUCKLE_ROWS_M = {6: -0.019, 7: -0.0055, 8: 0.0055}
-_WEB_FRACTION = 0.36
+_WEB_FRACTION = 0.35
 _WRIST_ROWS_M = {0: -0.017, 1: 0.004}
 
 
@@ -196,9 +196,9 @@ def _finger_arcs(lengths_m: np.ndarray) -> np.ndarray:
             0.5 * (second + third),
             third - 0.92 * bend,
             third,
-            third + 0.27 * distal,
-            third + 0.57 * distal,
-            third + 0.84 * distal,
+            third + 0.34 * distal,
+            third + 0.68 * distal,
+            third + 0.915 * distal,
         ]
     )
 
@@ -215,9 +215,9 @@ def _thumb_arcs(lengths_m: np.ndarray) -> np.ndarray:
             second - 0.0075,
             second,
             second + 0.0070,
-            second + 0.52 * (third - second),
-            second + 0.74 * (third - second),
-            second + 0.905 * (third - second),
+            second + 0.55 * (third - second),
+            second + 0.79 * (third - second),
+            second + 0.945 * (third - second),
         ]
     )
 
