@@ -231,6 +231,21 @@ def test_the_module_moves_and_trains_nothing(model: HandModel) -> None:
     assert model.basis.parents.tolist() == list(MANO16_PARENTS)
 
 
+def test_decode_is_one_graph_for_export() -> None:
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = HandModel(ARRAYS)
+
+        def forward(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mesh = self.model.decode(h)
+            return mesh.verts_m, mesh.joints_m
+
+    decoder, h = Decoder(), _random(2, 63).float()
+    exported = torch.export.export(decoder, (h,)).module()
+    torch.testing.assert_close(exported(h), decoder(h))
+
+
 def test_arrays_are_copies(model: HandModel) -> None:
     model.arrays()["v_template"][:] = 0
     model.arrays()["f"][:] = 0

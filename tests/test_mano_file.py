@@ -4,8 +4,8 @@ The files are synthetic, as MANO's licence forbids to ship one; they are written
 and sparse and chumpy members of the released ones (``synthetic_mano.mano_pickle``).
 
 Measured once with such files against the packages themselves, 64 random poses, shapes and global rotations,
-with and without the mean pose, right and left, this random model and the default hand; largest difference of a
-vertex or joint coordinate:
+with and without the mean pose, right and left, this random model and the default hand; largest difference of
+a vertex or joint coordinate:
 
     manopth 4f1dcad (axis-angle, 12 PCA components; with tips)   3.0e-7 m in float32, 1.9e-9 m in float64
     smplx 1265df7 (axis-angle)                                   1.2e-7 m in float32, 1.1e-8 m in float64
@@ -256,6 +256,7 @@ def _tuple_bomb() -> bytes:
         pytest.param(_tuple_bomb(), "uses a tuple as a key", id="hash bomb"),
         pytest.param(b"\x80\x04\x8f(" + _tuple_bomb()[3:-4] + b"\x90.", "as a key", id="set bomb"),
         pytest.param(b"\x80\x02" + b"(0" * 1_000_001 + b"}.", "more than 1000000 steps", id="endless"),
+        pytest.param(b"\x80\x02cnumpy\ndtype\n)\x81.", "holds a DtypeRecord", id="object without __init__"),
         pytest.param(b"c__main__\nos.system\n.", r"__main__.os.system", id="dotted name"),
         pytest.param(b"c_codecs\nencode\n(U\x01xU\x03hextR.", "as Latin-1", id="codec"),
         pytest.param(
@@ -276,6 +277,7 @@ def test_hostile_streams_are_refused_at_once(tmp_path: Path, stream: bytes, mess
     "stream",
     [
         pytest.param(b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", id="bytes of a terabyte"),
+        pytest.param(b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", id="bytearray of a terabyte"),
         pytest.param(b"\x80\x02}r\xff\xff\xff\xff.", id="memo index of 4 billion"),
         pytest.param(b"}p99999999999999\n.", id="memo index in text"),
         pytest.param(b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.", id="frame of an exabyte"),
@@ -448,7 +450,7 @@ def test_every_spelling_of_the_root_parent(tmp_path: Path, root: int, kind: str)
     np.testing.assert_array_equal(read_mano(tmp_path / "hand.pkl")["kintree_table"], ARRAYS["kintree_table"])
 
 
-def test_sparse_matrices_that_contradict_themselves(tmp_path: Path) -> None:
+def test_sparse_matrices_that_contradict_themselves() -> None:
     for attribute, wrong in (("indptr", [0, 5]), ("indices", [99]), ("data", [1.0])):
         record = reader.SparseRecord()
         state = {"_shape": (2, 2), "data": [1.0, 1.0], "indices": [0, 1], "indptr": [0, 1, 2]} | {
@@ -466,7 +468,20 @@ def _record(values: list) -> reader.ArrayRecord:
     return record
 
 
-def test_a_selection_outside_of_its_source(tmp_path: Path) -> None:
+def test_records_without_contents() -> None:
+    """NEWOBJ makes objects without calling __init__, so a record may know nothing at all."""
+    record = reader.ArrayRecord.__new__(reader.ArrayRecord)
+    with pytest.raises(ValueError, match="an array without contents"):
+        reader.to_array(record)
+    record.set_state((1, (1,), reader.DtypeRecord.__new__(reader.DtypeRecord), False, b"12345678"))
+    with pytest.raises(ValueError, match="values of dtype ''"):
+        reader.to_array(record)
+    for kind in (reader.ChumpyRecord, reader.SparseRecord):
+        with pytest.raises(ValueError, match="without its attributes"):
+            reader.to_array(kind.__new__(kind))
+
+
+def test_a_selection_outside_of_its_source() -> None:
     record, source = reader.ChumpyRecord(), reader.ChumpyRecord()
     source.set_state({"x": _record([1.0, 2.0])})
     for wrong in ([2], [-1], [0.5]):

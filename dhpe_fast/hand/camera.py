@@ -87,7 +87,7 @@ class Pinhole:
         Raises:
             ValueError: if the matrix has another shape, a skew, or another last row.
         """
-        k = np.asarray(matrix.detach().cpu() if isinstance(matrix, Tensor) else matrix, dtype=np.float64)
+        k = _to_float64(matrix)
         if k.shape != (3, 3):
             raise ValueError(f"matrix: expected (3, 3), got {k.shape}")
         if abs(k[0, 1]) > 1e-9 * abs(k[0, 0]) or k[1, 0] != 0 or not np.array_equal(k[2], (0, 0, 1)):
@@ -218,9 +218,7 @@ class CropBox:
             ValueError: if points are missing, not finite, or all the same; if `margin` or `around` is not as
                 above.
         """
-        points = np.asarray(
-            points_px.detach().cpu() if isinstance(points_px, Tensor) else points_px, dtype=np.float64
-        )
+        points = _to_float64(points_px)
         if around not in ("middle_mcp", "box"):
             raise ValueError(f"around: expected 'middle_mcp' or 'box', got {around!r}")
         expected = f"({N_JOINTS_STD}, 2) joints" if around == "middle_mcp" else "(N, 2) with N >= 1"
@@ -360,6 +358,12 @@ def _numbers(values: Any, count: int, name: str) -> tuple[float, ...]:
     if len(numbers) != count:
         raise ValueError(f"{name}: expected {count} numbers, got {len(numbers)}")
     return numbers
+
+
+def _to_float64(values: Any) -> np.ndarray:
+    return np.asarray(
+        values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=np.float64
+    )
 
 
 def _points(points: Any, width: int, name: str) -> Tensor:

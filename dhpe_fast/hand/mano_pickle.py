@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -59,8 +60,10 @@ def to_array(value: Any, depth: int = 0) -> np.ndarray:
 class _Record:
     """An inert stand-in: it keeps what the pickle says about an object, once."""
 
+    state: Any = None  # on the class, as a pickle can make objects without __init__
+
     def __init__(self, *_: Any) -> None:
-        self.state: Any = None
+        pass
 
     def set_state(self, state: Any) -> None:
         self.state = state
@@ -74,9 +77,11 @@ class _Record:
 class DtypeRecord(_Record):
     """A NumPy dtype of plain numbers: 'f8', 'i4', 'u4', 'b1', ... with a byte order."""
 
+    code: str = ""
+
     def __init__(self, *args: Any) -> None:
-        super().__init__()
-        self.code = args[0] if args and isinstance(args[0], str) else ""
+        if args and isinstance(args[0], str):
+            self.code = args[0]
 
     def dtype(self) -> np.dtype:
         code = self.code.lstrip("<>|=")
@@ -288,7 +293,12 @@ class _MANOUnpickler(pickle._Unpickler):
             raise UnsafePickleError(f"refused: the pickle changes a {_describe(target)}")
         target.set_state(state)
 
+    def _load_bytearray(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))  # the inherited method allocates `size` bytes first
+
     dispatch[pickle.BUILD[0]] = _load_build
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 
 def _hashing_only_plain_keys(

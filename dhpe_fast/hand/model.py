@@ -209,7 +209,7 @@ class HandModel(nn.Module):
             "uv": self.uv,
             "uv_faces": self.uv_faces,
         }
-        arrays = {key: np.array(value.cpu()) for key, value in tensors.items() if value is not None}
+        arrays = {key: _to_numpy(value) for key, value in tensors.items() if value is not None}
         arrays["kintree_table"] = np.array([MANO16_PARENTS, range(N_JOINTS)], dtype=np.int32)
         arrays["tip_ids"] = np.array(self.tip_ids, dtype=np.int32)
         return arrays | {"side": self.side, "name": self.name, "licence": self.licence}
@@ -453,6 +453,12 @@ def _buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
         "std_index": std_index,
         "wrist_index": ring,
     }
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    # NumPy has no bfloat16.
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return tensor.detach().cpu().numpy().copy()
 
 
 def _resolve_tip_ids(tip_ids: str | Sequence[int], side: str) -> np.ndarray:
