@@ -5,23 +5,13 @@
 // per row and per column; an edge then visits a handful of numbers, and a line without either kind is skipped.
 #include <algorithm>
 
+#include "common/vector.h"
 #include "raster/nmr_math.h"
 #include "raster/raster_scratch.h"
 
 namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-template <typename T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
 // The pixels that pull, by row or by column.
 template <typename T>

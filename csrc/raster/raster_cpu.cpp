@@ -22,7 +22,7 @@ DHPE_DECLARE_SIMD(DHPE_RASTER_KERNELS)
 
 namespace {
 
-constexpr int64_t kMaxBandPixels = 1 << 19;  // bounds a task's canvas to 10 MB of float; a 224 crop is one band
+constexpr int64_t kMaxBandPixels = 1 << 19;  // bounds a task's canvas to 4 MB of float; a 224 crop is one band
 constexpr int64_t kMinBandRows = 32;         // below, every band's pass over all faces outweighs its pixels
 
 // Images are cut into bands of rows where there are fewer images than threads, or an image is large. A pixel's value
@@ -41,7 +41,7 @@ void draw(const RasterForward<T>& p, int64_t batch) {
   const int64_t rows = rows_per_band(batch, height, p.mesh.width);
   const int64_t bands = (height + rows - 1) / rows;
   torch::stable::parallel_for(0, batch * bands, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = std::make_unique_for_overwrite<T[]>(canvas_elements(rows, p.mesh.width, p.bary != nullptr));
+    const auto scratch = std::make_unique_for_overwrite<T[]>(canvas_elements(rows, p.mesh.width));
     for (int64_t task = begin; task < end; ++task) {
       const int row = static_cast<int>(task % bands * rows);
       const int row_end = static_cast<int>(std::min(row + rows, height));

@@ -25,15 +25,10 @@ struct Face {
 };
 
 template <typename T>
-struct Pixel {
-  T bary[3], depth;
-};
-
-template <typename T>
 DHPE_HD bool is_drawable(const T* v, T z_near) {
   // Written so that NaN fails.
-  return std::fabs(v[0]) <= T(kMaxCoordinatePx) && std::fabs(v[1]) <= T(kMaxCoordinatePx) && std::fabs(v[2]) <= T(kMaxDepth) &&
-         v[2] >= z_near;
+  return std::fabs(v[0]) <= T(kMaxCoordinatePx) && std::fabs(v[1]) <= T(kMaxCoordinatePx) &&
+         std::fabs(v[2]) <= T(kMaxDepth) && v[2] >= z_near;
 }
 
 template <typename T>
@@ -101,25 +96,31 @@ DHPE_HD T edge_row(const Face<T>& f, int k, T py) {
   return f.dx[k] * (py - f.ay[k]);
 }
 
-template <typename T>
-DHPE_HD T edge_value(T row, T dy, T ax, T px) {
+// From here to `interpolate`, V is a scalar or a vector of pixels (common/vector.h), and so is the answer.
+template <typename V, typename T>
+DHPE_HD V edge_value(T row, T dy, T ax, V px) {
   return row - dy * (px - ax);
 }
 
 // The second condition keeps slivers whose three values all round to zero from dividing by it.
-template <typename T>
-DHPE_HD bool is_inside(T e0, T e1, T e2, T tie0, T tie1, T tie2) {
-  return ((e0 > 0) | (e0 >= tie0)) & ((e1 > 0) | (e1 >= tie1)) & ((e2 > 0) | (e2 >= tie2)) &
+template <typename V, typename T>
+DHPE_HD auto is_inside(V e0, V e1, V e2, T tie0, T tie1, T tie2) {
+  return ((e0 > T(0)) | (e0 >= tie0)) & ((e1 > T(0)) | (e1 >= tie1)) & ((e2 > T(0)) | (e2 >= tie2)) &
          ((e0 + e1) + e2 > T(1e-20));
 }
 
+template <typename V>
+struct Pixel {
+  V bary[3], depth;
+};
+
 // b_k = w_k / sum(w) with w_k = e_k (linear in the image) or e_k / z_k (linear in space); depth = sum(b_k z_k).
 // Both modes are convex combinations: rounding cannot push a depth out of its face's range.
-template <typename T>
-DHPE_HD Pixel<T> interpolate(T e0, T e1, T e2, const T* inv_z, const T* z) {
-  const T w0 = e0 * inv_z[0], w1 = e1 * inv_z[1], w2 = e2 * inv_z[2];
-  const T r = T(1) / ((w0 + w1) + w2);
-  Pixel<T> p;
+template <typename V, typename T>
+DHPE_HD Pixel<V> interpolate(V e0, V e1, V e2, const T* inv_z, const T* z) {
+  const V w0 = e0 * inv_z[0], w1 = e1 * inv_z[1], w2 = e2 * inv_z[2];
+  const V r = T(1) / ((w0 + w1) + w2);
+  Pixel<V> p;
   p.bary[0] = w0 * r;
   p.bary[1] = w1 * r;
   p.bary[2] = w2 * r;

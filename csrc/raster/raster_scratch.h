@@ -11,10 +11,8 @@ inline int64_t canvas_stride(int64_t width) {
   return (width + kCanvasPadding - 1) / kCanvasPadding * kCanvasPadding + kCanvasPadding;
 }
 
-// Elements of T for `rows` rows: column centres, depth, face ids and, if asked for, three barycentrics.
-inline int64_t canvas_elements(int64_t rows, int64_t width, bool with_bary) {
-  return canvas_stride(width) * (1 + rows * (with_bary ? 5 : 2));
-}
+// Elements of T for `rows` rows: column centres, depth and face ids.
+inline int64_t canvas_elements(int64_t rows, int64_t width) { return canvas_stride(width) * (1 + rows * 2); }
 
 constexpr int64_t kNmrPadding = 16;
 
