@@ -48,9 +48,7 @@ def left_jacobian(
     angle = torch.where(small, torch.ones_like(t2), t2).sqrt()
     half_sinc = (0.5 * angle).sin() / (0.5 * angle)
     first = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
-    second = torch.where(
-        small, (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))) / 6, (angle - angle.sin()) / angle**3
-    )
+    second = torch.where(small, (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))) / 6, (angle - angle.sin()) / angle**3)
     k = _cross_matrix(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
@@ -159,9 +157,7 @@ def _unit_or(vector: Tensor, fallback: Tensor) -> Tensor:
     """`vector` made unit, or `fallback` where it is too short to have a direction."""
     length_sq = (vector * vector).sum(-1, keepdim=True)
     usable = length_sq > QUAT_EPS * QUAT_EPS
-    return torch.where(
-        usable, vector / torch.where(usable, length_sq, torch.ones_like(length_sq)).sqrt(), fallback
-    )
+    return torch.where(usable, vector / torch.where(usable, length_sq, torch.ones_like(length_sq)).sqrt(), fallback)
 
 
 def _orthogonal_unit_or(vector: Tensor, axis: Tensor, fallback: Tensor) -> Tensor:
@@ -189,6 +185,5 @@ def _check(value: Tensor, name: str, last: tuple[int, ...]) -> None:
     if not value.is_floating_point() or value.shape[-len(last) :] != last:
         wanted = ", ".join(str(size) for size in last)
         raise ValueError(
-            f"{name}: expected a floating-point tensor (..., {wanted}), "
-            f"got {tuple(value.shape)} {value.dtype}"
+            f"{name}: expected a floating-point tensor (..., {wanted}), got {tuple(value.shape)} {value.dtype}"
         )

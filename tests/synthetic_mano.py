@@ -168,12 +168,10 @@ def mano_pickle(
     content = {key: value for key, value in arrays.items() if isinstance(value, np.ndarray)}
     for key in ("tip_ids", "uv", "uv_faces"):
         content.pop(key, None)
-    content["shapedirs"] = FakeSelect(
-        a=source, idxs=index, preferred_shape=shapedirs.shape, _dirty_vars=set()
-    )
+    content["shapedirs"] = FakeSelect(a=source, idxs=index, preferred_shape=shapedirs.shape, _dirty_vars=set())
     content["J_regressor"] = FakeCsc(arrays["J_regressor"])
     content["f"] = arrays["f"].astype(np.uint32)
-    content["kintree_table"] = (arrays["kintree_table"] % 2**32).astype(np.uint32)
+    content["kintree_table"] = (arrays["kintree_table"].astype(np.int64) % 2**32).astype(np.uint32)
     content["J"] = arrays["J_regressor"] @ arrays["v_template"]
     content |= {"bs_type": "lrotmin", "bs_style": "lbs"}
     classes = {

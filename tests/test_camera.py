@@ -126,9 +126,7 @@ def test_crop_of_a_ramp_gives_each_pixel_its_own_place(zoom: float) -> None:
     box = CropBox((83.3, 97.7), size / zoom)
     places_px = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="xy"), -1) + 0.5
     in_image = box.from_crop(places_px.double() / size * 2 - 1)
-    np.testing.assert_allclose(
-        box.crop_image(image, size=size), in_image[..., 0], atol=0.02
-    )  # cv2: 1/32 pixel
+    np.testing.assert_allclose(box.crop_image(image, size=size), in_image[..., 0], atol=0.02)  # cv2: 1/32 pixel
 
 
 def test_shrinking_averages_and_does_not_alias() -> None:

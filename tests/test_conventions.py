@@ -18,21 +18,13 @@ def _names(order: str) -> list[str]:
     tip_to_base = {finger: joints[::-1] for finger, joints in FINGER_JOINTS.items()}
     match order:
         case "std" | "openpose" | "mediapipe" | "freihand" | "manopth":
-            return ["wrist"] + [
-                j for f in ("thumb", "index", "middle", "ring", "little") for j in base_to_tip[f]
-            ]
+            return ["wrist"] + [j for f in ("thumb", "index", "middle", "ring", "little") for j in base_to_tip[f]]
         case "rhd":
-            return ["wrist"] + [
-                j for f in ("thumb", "index", "middle", "ring", "little") for j in tip_to_base[f]
-            ]
+            return ["wrist"] + [j for f in ("thumb", "index", "middle", "ring", "little") for j in tip_to_base[f]]
         case "stb":
-            return ["wrist"] + [
-                j for f in ("little", "ring", "middle", "index", "thumb") for j in base_to_tip[f]
-            ]
+            return ["wrist"] + [j for f in ("little", "ring", "middle", "index", "thumb") for j in base_to_tip[f]]
         case "interhand":
-            return [j for f in ("thumb", "index", "middle", "ring", "little") for j in tip_to_base[f]] + [
-                "wrist"
-            ]
+            return [j for f in ("thumb", "index", "middle", "ring", "little") for j in tip_to_base[f]] + ["wrist"]
         case "mano21":
             joints = [j for f in ("index", "middle", "little", "ring", "thumb") for j in base_to_tip[f][:3]]
             return ["wrist", *joints, "thumb_tip", "index_tip", "middle_tip", "ring_tip", "little_tip"]

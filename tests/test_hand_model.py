@@ -91,15 +91,11 @@ def test_regressed_joints_are_the_regressor_and_the_tips(model: HandModel) -> No
     verts = _random(2, N_VERTS, 3)
     joints = model.regress_joints(verts)
     kinematic = np.einsum("jv,bvc->bjc", ARRAYS["J_regressor"], verts)
-    expected = np.concatenate([kinematic, verts[:, ARRAYS["tip_ids"]]], axis=1)[
-        :, list(JOINT_ORDERS["mano21"])
-    ]
+    expected = np.concatenate([kinematic, verts[:, ARRAYS["tip_ids"]]], axis=1)[:, list(JOINT_ORDERS["mano21"])]
     np.testing.assert_allclose(joints, expected, atol=1e-12)
     assert model.joint_regressor.shape == (21, N_VERTS)
     rest = model(torch.zeros(45, dtype=torch.float64))
-    torch.testing.assert_close(
-        model.regress_joints(rest.verts_m), rest.joints_m
-    )  # equal at rest, and only there
+    torch.testing.assert_close(model.regress_joints(rest.verts_m), rest.joints_m)  # equal at rest, and only there
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3)])
@@ -163,9 +159,7 @@ def test_pca_round_trip(model: HandModel) -> None:
     torch.testing.assert_close(model.pose_from_pca(torch.zeros(6, dtype=torch.float64)), model.hands_mean)
     expected = ARRAYS["hands_mean"] + coeffs[:, :6].numpy() @ ARRAYS["hands_components"][:6]
     np.testing.assert_allclose(model.pose_from_pca(coeffs[:, :6]), expected, atol=1e-15)
-    torch.testing.assert_close(
-        model.pca_from_pose(model.pose_from_pca(coeffs), n_components=6), coeffs[:, :6]
-    )
+    torch.testing.assert_close(model.pca_from_pose(model.pose_from_pca(coeffs), n_components=6), coeffs[:, :6])
 
 
 # --- Mesh, mirror image, module ---
@@ -204,9 +198,7 @@ def test_closing_keeps_the_vertices_and_the_batch(model: HandModel) -> None:
 def test_mirrored_twice_is_the_same_model(model: HandModel) -> None:
     mirrored = model.mirrored()
     assert (model.side, mirrored.side) == ("right", "left")
-    for (name, buffer), (_, other) in zip(
-        model.named_buffers(), mirrored.mirrored().named_buffers(), strict=True
-    ):
+    for (name, buffer), (_, other) in zip(model.named_buffers(), mirrored.mirrored().named_buffers(), strict=True):
         torch.testing.assert_close(buffer, other, msg=name)
 
 
@@ -261,9 +253,7 @@ def test_arrays_are_copies(model: HandModel) -> None:
 
 
 def test_default_hand_lies_in_the_model_frame(default_hand: HandModel) -> None:
-    joints_m = dict(
-        zip(JOINT_NAMES, default_hand(torch.zeros(45, dtype=torch.float64)).joints_m.numpy(), strict=True)
-    )
+    joints_m = dict(zip(JOINT_NAMES, default_hand(torch.zeros(45, dtype=torch.float64)).joints_m.numpy(), strict=True))
     np.testing.assert_allclose(joints_m["wrist"], (0.095, 0.006, 0.006), atol=0.01)
     fingers_m = joints_m["middle_tip"] - joints_m["wrist"]
     assert fingers_m[0] < -0.15

@@ -40,9 +40,7 @@ from dhpe_fast.hand.mano_file import MissingModelFileError, write_npz
 ARRAYS = synthetic_mano()
 RELEASED = mano_pickle(ARRAYS)
 KEYS = [
-    key
-    for key, value in ARRAYS.items()
-    if isinstance(value, np.ndarray) and key not in ("tip_ids", "uv", "uv_faces")
+    key for key, value in ARRAYS.items() if isinstance(value, np.ndarray) and key not in ("tip_ids", "uv", "uv_faces")
 ]
 
 
@@ -199,6 +197,19 @@ def test_the_left_files_fault_is_corrected_only_where_it_is(tmp_path: Path, righ
     assert not HandModel.from_mano(right).left_shapedirs_fixed
 
 
+def test_the_default_left_hand_shows_no_fault_and_would_with_the_wrong_sign(tmp_path: Path) -> None:
+    arrays = HandModel.default("left", dtype=torch.float64).arrays()
+    assert not HandModel.from_mano(_write(tmp_path, arrays, "MANO_LEFT.pkl")).left_shapedirs_fixed
+    arrays["shapedirs"][:, 0, :] *= -1
+    assert HandModel.from_mano(_write(tmp_path, arrays, "MANO_LEFT.pkl")).left_shapedirs_fixed
+
+
+def test_from_npz_corrects_nothing(tmp_path: Path) -> None:
+    faulty = HandModel(_left(with_fault=True))
+    faulty.save_npz(tmp_path / "hand.npz")
+    assert torch.equal(HandModel.from_npz(tmp_path / "hand.npz").basis.shapedirs, faulty.basis.shapedirs)
+
+
 def test_tip_ids_by_name_by_number_and_by_default(tmp_path: Path, right: Path) -> None:
     assert HandModel.from_mano(right).tip_ids == TIP_VERTEX_IDS["paper"]
     assert HandModel.from_mano(right, tip_ids="smplx").tip_ids == TIP_VERTEX_IDS["smplx"]
@@ -342,9 +353,7 @@ def test_damaged_bytes_never_do_anything_but_raise_value_errors(data: st.DataObj
 
 
 def test_missing_file_folder_and_archive_say_what_to_do(tmp_path: Path, right: Path) -> None:
-    with pytest.raises(
-        MissingModelFileError, match=r"nothing.pkl: no such file.*mano.is.tue.mpg.de.*default"
-    ):
+    with pytest.raises(MissingModelFileError, match=r"nothing.pkl: no such file.*mano.is.tue.mpg.de.*default"):
         read_mano(tmp_path / "nothing.pkl")
     with pytest.raises(FileNotFoundError):
         read_mano(tmp_path / "nothing.pkl")
@@ -364,9 +373,7 @@ def test_missing_file_folder_and_archive_say_what_to_do(tmp_path: Path, right: P
 def test_garbage_and_truncated_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "MANO_RIGHT.pkl"
     path.write_bytes(content)
-    with pytest.raises(
-        ModelFileError, match=r"MANO_RIGHT.pkl: (neither a MANO pickle nor an npz|not a readable npz)"
-    ):
+    with pytest.raises(ModelFileError, match=r"MANO_RIGHT.pkl: (neither a MANO pickle nor an npz|not a readable npz)"):
         read_mano(path)
 
 
@@ -381,9 +388,7 @@ def test_a_file_of_absurd_size_is_refused_unread(tmp_path: Path) -> None:
 def test_another_model_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "SMPL.pkl"
     path.write_bytes(pickle.dumps({"v_template": ARRAYS["v_template"], "shapedirs": ARRAYS["shapedirs"]}))
-    with pytest.raises(
-        ModelFileError, match=r"no hand model: posedirs, .* missing; found shapedirs, v_template"
-    ):
+    with pytest.raises(ModelFileError, match=r"no hand model: posedirs, .* missing; found shapedirs, v_template"):
         read_mano(path)
     path.write_bytes(pickle.dumps({**{key: ARRAYS[key] for key in KEYS}, "v_template": np.zeros((6890, 3))}))
     with pytest.raises(
@@ -436,9 +441,7 @@ def test_wrong_entries_are_named_in_a_pickle_and_in_an_npz(tmp_path: Path, key, 
     (tmp_path / "hand.pkl").write_bytes(pickle.dumps(arrays))
     np.savez(tmp_path / "hand.npz", **arrays)
     for name in ("hand.pkl", "hand.npz"):
-        with pytest.raises(
-            ModelFileError, match=f"{name}: .*{message}" if "rows" not in message else message
-        ):
+        with pytest.raises(ModelFileError, match=f"{name}: .*{message}" if "rows" not in message else message):
             read_mano(tmp_path / name)
 
 
@@ -453,9 +456,7 @@ def test_every_spelling_of_the_root_parent(tmp_path: Path, root: int, kind: str)
 def test_sparse_matrices_that_contradict_themselves() -> None:
     for attribute, wrong in (("indptr", [0, 5]), ("indices", [99]), ("data", [1.0])):
         record = reader.SparseRecord()
-        state = {"_shape": (2, 2), "data": [1.0, 1.0], "indices": [0, 1], "indptr": [0, 1, 2]} | {
-            attribute: wrong
-        }
+        state = {"_shape": (2, 2), "data": [1.0, 1.0], "indices": [0, 1], "indptr": [0, 1, 2]} | {attribute: wrong}
         record.set_state({key: _record(value) if key != "_shape" else value for key, value in state.items()})
         with pytest.raises(ValueError, match=r"sparse matrix \(2, 2\) whose indices contradict"):
             reader.to_array(record)

@@ -67,9 +67,7 @@ def test_mirrored_camera_sees_mirrored_points_in_the_mirrored_image(
     points_m = torch.rand(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
     points_m[:, 2] += 1.2
     seen_px = mirror_camera(camera, WIDTH_PX).project(mirror_points_m(points_m))
-    torch.testing.assert_close(
-        seen_px, mirror_points_px(camera.project(points_m), WIDTH_PX), atol=1e-9, rtol=0
-    )
+    torch.testing.assert_close(seen_px, mirror_points_px(camera.project(points_m), WIDTH_PX), atol=1e-9, rtol=0)
 
 
 def test_mirrored_box_cuts_the_mirrored_crop() -> None:

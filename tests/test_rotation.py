@@ -101,9 +101,7 @@ def test_gradients_of_matrix_round_trip(angle: float) -> None:
 
 
 def test_gradients_of_quaternion_to_matrix() -> None:
-    quat = torch.randn(
-        8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
-    )
+    quat = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     assert torch.autograd.gradcheck(r.quaternion_to_matrix, quat)
     assert torch.autograd.gradcheck(r.quaternion_to_axis_angle, quat)
 
@@ -115,9 +113,7 @@ def test_rotation_6d_is_gram_schmidt_on_columns() -> None:
     torch.testing.assert_close(r.rotation_6d_to_matrix(r.matrix_to_rotation_6d(matrix)), matrix)
     scaled = r.matrix_to_rotation_6d(matrix) * 7.5
     torch.testing.assert_close(r.rotation_6d_to_matrix(scaled), matrix)
-    free = torch.randn(
-        5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True
-    )
+    free = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     assert torch.autograd.gradcheck(r.rotation_6d_to_matrix, free)
 
 

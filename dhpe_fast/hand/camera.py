@@ -132,9 +132,7 @@ class Pinhole:
         """
         points_px = _points(points_px, 2, "points_px")
         depth_m = torch.as_tensor(depth_m, dtype=points_px.dtype, device=points_px.device)
-        distorted = (points_px - points_px.new_tensor((self.cx, self.cy))) / points_px.new_tensor(
-            (self.fx, self.fy)
-        )
+        distorted = (points_px - points_px.new_tensor((self.cx, self.cy))) / points_px.new_tensor((self.fx, self.fy))
         xy = distorted
         for _ in range(_UNDISTORT_STEPS if any(self.dist) else 0):
             radial, tangential = self._distortion(xy)
@@ -361,9 +359,7 @@ def _numbers(values: Any, count: int, name: str) -> tuple[float, ...]:
 
 
 def _to_float64(values: Any) -> np.ndarray:
-    return np.asarray(
-        values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=np.float64
-    )
+    return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
 def _points(points: Any, width: int, name: str) -> Tensor:

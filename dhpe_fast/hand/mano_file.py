@@ -108,9 +108,7 @@ def read_mano(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError as error:
         raise ModelFileError(f"{file}: neither a MANO pickle nor an npz: {error}") from error
     if not isinstance(content, dict):
-        raise ModelFileError(
-            f"{file}: holds a {type(content).__name__}, expected a dictionary with MANO's keys"
-        )
+        raise ModelFileError(f"{file}: holds a {type(content).__name__}, expected a dictionary with MANO's keys")
     wanted = {*_FLOAT_SHAPES, *_INT_SHAPES, "hands_coeffs"}
     arrays = {key: _to_array(content[key], key, file) for key in wanted if key in content}
     return check_model(arrays, str(file), found=[key for key in content if isinstance(key, str)])
@@ -154,9 +152,7 @@ def _read_bytes(file: Path) -> bytes:
         )
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise ModelFileError(
-            f"{file}: {size} bytes, more than the {MAX_FILE_BYTES} that a hand model may have"
-        )
+        raise ModelFileError(f"{file}: {size} bytes, more than the {MAX_FILE_BYTES} that a hand model may have")
     return file.read_bytes()
 
 
@@ -170,9 +166,7 @@ def _npz_entries(file: Path) -> dict[str, Any]:
             raise ModelFileError(f"{file}: is a zip archive, but no npz{hint}")
         unpacked = sum(member.file_size for member in members)
         if unpacked > MAX_FILE_BYTES:
-            raise ModelFileError(
-                f"{file}: unpacks to {unpacked} bytes, more than the {MAX_FILE_BYTES} allowed"
-            )
+            raise ModelFileError(f"{file}: unpacks to {unpacked} bytes, more than the {MAX_FILE_BYTES} allowed")
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except ModelFileError:
@@ -188,9 +182,7 @@ def _to_array(value: Any, key: str, file: Path) -> np.ndarray:
         raise ModelFileError(f"{file}: '{key}' {error}") from None
 
 
-def check_model(
-    entries: Mapping[str, Any], source: str = "hand model", found: Sequence[str] = ()
-) -> dict[str, Any]:
+def check_model(entries: Mapping[str, Any], source: str = "hand model", found: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of a hand model as float64 and int64 arrays and strings, copied and checked.
 
     Args:
@@ -232,9 +224,7 @@ def _checked_array(
 ) -> np.ndarray:
     array = np.asarray(value)
     wanted = str(shape).replace("None", "N")
-    if len(array.shape) != len(shape) or any(
-        b not in (None, a) for a, b in zip(array.shape, shape, strict=True)
-    ):
+    if len(array.shape) != len(shape) or any(b not in (None, a) for a, b in zip(array.shape, shape, strict=True)):
         hint = _other_model(entries) if key in ("v_template", "f", "kintree_table") else ""
         raise ModelFileError(f"{where} has shape {array.shape}, expected {wanted}{hint}")
     allowed = "iu" if kind is np.int64 else "fiu"
@@ -261,15 +251,12 @@ def _check_contents(model: Mapping[str, np.ndarray], source: str) -> None:
                 f"{source}: rows of '{key}' sum to one within {worst:.3g}, expected {_SUM_TOLERANCE:g}"
             )
     if model["weights"].min() < -1e-6:
-        raise ModelFileError(
-            f"{source}: 'weights' go down to {model['weights'].min():.3g}, expected none below zero"
-        )
+        raise ModelFileError(f"{source}: 'weights' go down to {model['weights'].min():.3g}, expected none below zero")
     limits = {"f": N_VERTS, "tip_ids": N_VERTS, "uv_faces": len(model.get("uv", ()))}
     for key, limit in limits.items():
         if key in model and (model[key].min() < 0 or model[key].max() >= limit):
             raise ModelFileError(
-                f"{source}: '{key}' runs from {model[key].min()} to {model[key].max()}, "
-                f"expected 0 to {limit - 1}"
+                f"{source}: '{key}' runs from {model[key].min()} to {model[key].max()}, expected 0 to {limit - 1}"
             )
     _check_surface(model["f"], source)
 

@@ -133,9 +133,7 @@ class SparseRecord(_Record):
         if missing or not isinstance(shape, tuple) or len(shape) != 2:
             raise ValueError("holds a sparse matrix without _shape, data, indices and indptr")
         rows, columns = _checked_shape(shape)
-        data, indices, indptr = (
-            to_array(entries[key], depth + 1).ravel() for key in ("data", "indices", "indptr")
-        )
+        data, indices, indptr = (to_array(entries[key], depth + 1).ravel() for key in ("data", "indices", "indptr"))
         if indices.dtype.kind not in "iu" or indptr.dtype.kind not in "iu":
             raise ValueError("holds a sparse matrix whose indices are no integers")
         indices, indptr = indices.astype(np.int64), indptr.astype(np.int64)
@@ -275,8 +273,7 @@ class _MANOUnpickler(pickle._Unpickler):
         found = _GLOBALS.get((module, name))
         if found is None:
             raise UnsafePickleError(
-                f"refused: the pickle asks for {module[:100]}.{name[:100]}, which no MANO file needs; "
-                "nothing was run"
+                f"refused: the pickle asks for {module[:100]}.{name[:100]}, which no MANO file needs; nothing was run"
             )
         return found
 
@@ -301,9 +298,7 @@ class _MANOUnpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 
-def _hashing_only_plain_keys(
-    load: Callable[[Any], None], keys: Callable[[list], Sequence]
-) -> Callable[[Any], None]:
+def _hashing_only_plain_keys(load: Callable[[Any], None], keys: Callable[[list], Sequence]) -> Callable[[Any], None]:
     """`load`, unless it would hash tuples: nested ones can take exponential time."""
 
     def checked_load(unpickler: Any) -> None:

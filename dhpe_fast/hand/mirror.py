@@ -122,9 +122,7 @@ def mirror_camera(camera: Camera, width_px: float) -> Camera:
         return replace(camera, trans_px=(width_px - camera.trans_px[0], camera.trans_px[1]))
     if isinstance(camera, CropBox):
         return replace(camera, center_px=(width_px - camera.center_px[0], camera.center_px[1]))
-    raise TypeError(
-        f"camera: expected a Pinhole, a WeakPerspective or a CropBox, got {type(camera).__name__}"
-    )
+    raise TypeError(f"camera: expected a Pinhole, a WeakPerspective or a CropBox, got {type(camera).__name__}")
 
 
 def _width_axis(picture: np.ndarray | Tensor, name: str) -> int:

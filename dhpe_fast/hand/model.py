@@ -131,12 +131,12 @@ class HandModel(nn.Module):
 
     @classmethod
     def from_npz(cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> HandModel:
-        """A model written by ``save_npz``.
+        """A model written by ``save_npz``, as it was.
 
         Raises:
             ValueError: if the file is missing (also a FileNotFoundError), damaged or no hand model.
         """
-        return cls.from_mano(path, dtype=dtype)
+        return cls.from_mano(path, fix_left_shapedirs=False, dtype=dtype)
 
     @classmethod
     def from_mano(
@@ -286,9 +286,7 @@ class HandModel(nn.Module):
         h = params.packed() if isinstance(params, HandParams) else params
         _check_float_tensor("params", h)
         if h.shape[-1:] != (H_SIZE,):
-            raise ValueError(
-                f"params: expected HandParams or a tensor (*batch, {H_SIZE}), got {tuple(h.shape)}"
-            )
+            raise ValueError(f"params: expected HandParams or a tensor (*batch, {H_SIZE}), got {tuple(h.shape)}")
         part = {name: h[..., where] for name, where in H_LAYOUT.items()}
         mesh = self(part["pose"], part["shape"])
         similarity = part["scale"][..., None] * quaternion_to_matrix(part["quat"])
@@ -395,17 +393,11 @@ def _full_pose(pose: Tensor, global_orient: Tensor | None) -> Tensor:
     n = len(rotation)
     if root.shape[-n:] != rotation:
         wanted = (
-            "(*batch, 3, 3), as the pose is given as matrices"
-            if n == 2
-            else "(*batch, 3), as the pose is axis-angle"
+            "(*batch, 3, 3), as the pose is given as matrices" if n == 2 else "(*batch, 3), as the pose is axis-angle"
         )
-        raise ValueError(
-            f"global_orient: expected {wanted}, got {tuple(root.shape)}; dhpe_fast.rotation converts"
-        )
+        raise ValueError(f"global_orient: expected {wanted}, got {tuple(root.shape)}; dhpe_fast.rotation converts")
     if (root.dtype, root.device) != (pose.dtype, pose.device):
-        raise ValueError(
-            f"global_orient is {root.dtype} on {root.device}, but pose is {pose.dtype} on {pose.device}"
-        )
+        raise ValueError(f"global_orient is {root.dtype} on {root.device}, but pose is {pose.dtype} on {pose.device}")
     try:
         batch = torch.broadcast_shapes(root.shape[:-n], joints.shape[: -n - 1])
     except RuntimeError:
@@ -468,9 +460,7 @@ def _resolve_tip_ids(tip_ids: str | Sequence[int], side: str) -> np.ndarray:
         return np.array(TIP_VERTEX_IDS.get(f"{tip_ids}_{side}", TIP_VERTEX_IDS[tip_ids]))
     ids = np.asarray(tip_ids)
     if ids.shape != (5,) or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= N_VERTS:
-        raise ValueError(
-            f"tip_ids: expected five vertices from 0 to {N_VERTS - 1}, thumb to little, got {tip_ids!r}"
-        )
+        raise ValueError(f"tip_ids: expected five vertices from 0 to {N_VERTS - 1}, thumb to little, got {tip_ids!r}")
     return ids
 
 
