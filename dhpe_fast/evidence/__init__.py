@@ -1,0 +1,9 @@
+"""Who supplies the 2D joints of a hand: the caller, or a source that looks at the image."""
+
+from __future__ import annotations
+
+from dhpe_fast.evidence.given import given_boxes, given_hands
+from dhpe_fast.evidence.hand_evidence import EvidenceSource, HandEvidence
+from dhpe_fast.evidence.sources import evidence_source
+
+__all__ = ["EvidenceSource", "HandEvidence", "evidence_source", "given_boxes", "given_hands"]

@@ -1,0 +1,96 @@
+"""What every evidence source hands to the fit: the 2D joints of one hand, and how far to trust them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from dhpe_fast.conventions import JOINT_NAMES, N_JOINTS_STD
+
+MIN_JOINTS = 4
+"""Fewer seen joints than these leave the place, scale and rotation of a hand undetermined."""
+MIN_EXTENT_PX = 1.0
+"""Joints within one pixel are no picture of a hand; mostly they are normalised coordinates given as pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class HandEvidence:
+    """The 2D joints of one hand in an image; checked and copied when it is made.
+
+    Raises:
+        ValueError: for another shape; a confidence outside [0, 1]; a trusted joint that is not finite; fewer than
+            four trusted joints, or all of them at one point; an unknown side; a score outside [0, 1].
+    """
+
+    joints2d_px: np.ndarray
+    """(21, 2) float64, pixels of the image, STD order; NaN where the confidence is 0."""
+    confidence: np.ndarray
+    """(21,) float64 in [0, 1]; 0 is a joint that was not seen."""
+    side: Literal["right", "left"] | None = None
+    """Which hand it is, if the source can tell."""
+    score: float = 1.0
+    """How sure the source is that this is a hand, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        joints, confidence = checked_joints(self.joints2d_px, self.confidence, "HandEvidence")
+        if self.side not in ("right", "left", None):
+            raise ValueError(f"HandEvidence.side: expected 'right', 'left' or None, got {self.side!r}")
+        score = float(self.score)
+        if not 0 <= score <= 1:
+            raise ValueError(f"HandEvidence.score: expected a number in [0, 1], got {self.score!r}")
+        object.__setattr__(self, "joints2d_px", joints)
+        object.__setattr__(self, "confidence", confidence)
+        object.__setattr__(self, "score", score)
+
+
+class EvidenceSource(Protocol):
+    """Finds hands in an image: the 2D joints which the fit explains.
+
+    Called with the image, (H, W, 3) uint8 RGB, and the boxes to look in, (N, 4) float64 left, top, right, bottom in
+    pixels, or None to look everywhere. With boxes the answer is in their order, at most one hand for each.
+    """
+
+    def __call__(self, image_rgb: np.ndarray, boxes: np.ndarray | None) -> list[HandEvidence]: ...
+
+
+def checked_joints(
+    joints2d_px: np.ndarray,  # (21, 2)
+    confidence: np.ndarray,  # (21,)
+    what: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Copies as float64, with NaN at joints of zero confidence; `what` opens the messages of the errors."""
+    joints = np.array(joints2d_px, dtype=np.float64)
+    confidence = np.array(confidence, dtype=np.float64)
+    if joints.shape != (N_JOINTS_STD, 2) or confidence.shape != (N_JOINTS_STD,):
+        raise ValueError(
+            f"{what}: expected joints ({N_JOINTS_STD}, 2) and confidences ({N_JOINTS_STD},), "
+            f"got {joints.shape} and {confidence.shape}"
+        )
+    outside = ~((confidence >= 0) & (confidence <= 1))
+    if outside.any():
+        j = int(outside.argmax())
+        raise ValueError(
+            f"{what}: the confidence of {JOINT_NAMES[j]} (joint {j}) is {confidence[j]:g}, expected [0, 1]"
+        )
+    seen = confidence > 0
+    broken = seen & ~np.isfinite(joints).all(axis=1)
+    if broken.any():
+        j = int(broken.argmax())
+        raise ValueError(
+            f"{what}: {JOINT_NAMES[j]} (joint {j}) is at {joints[j].tolist()} with confidence {confidence[j]:g}; "
+            "expected finite pixels, or confidence 0 for a joint that was not seen"
+        )
+    if seen.sum() < MIN_JOINTS:
+        raise ValueError(
+            f"{what}: {int(seen.sum())} joints have a confidence above 0, at least {MIN_JOINTS} are needed"
+        )
+    extent = float(np.ptp(joints[seen], axis=0).max())
+    if extent < MIN_EXTENT_PX:
+        raise ValueError(
+            f"{what}: all joints lie within {extent:g} px, so they span no hand; expected pixels of the image, not "
+            "normalised coordinates"
+        )
+    joints[~seen] = np.nan
+    return joints, confidence
