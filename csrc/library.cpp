@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/simd.h"
+#include "raster/raster.h"
 
 STABLE_TORCH_LIBRARY(dhpe_fast, m) {
   m.def(
@@ -71,6 +72,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return dhpe::isa_name(dhpe::current_isa()); }, "The instruction set the CPU kernels use.");
   m.attr("cuda_built") = DHPE_CUDA_BUILT != 0;
   m.attr("cuda_archs") = DHPE_CUDA_ARCHS;
+  m.attr("max_image_size") = dhpe::kMaxImageSize;
+  m.attr("max_coordinate_px") = dhpe::kMaxCoordinatePx;
+  m.attr("max_depth") = dhpe::kMaxDepth;
+  m.attr("min_z_near") = dhpe::kMinNear;
   m.attr("torch_abi") = "2.10";
 #if defined(__VERSION__)
   m.attr("compiler") = __VERSION__;

@@ -6,8 +6,9 @@
 //   c = m0 + (m1 - m0) (d0 - s0) / (s1 - s0).
 // Moving p_k alone by D_k = (d - c) / t_k, t_0 = (s1 - d0) / (s1 - s0), t_1 = (d0 - s0) / (s1 - s0), moves the crossing
 // to pixel d and flips it. Where that lowers the loss by w > 0, the end point receives
-//   dL/dm_k -= w / (D_k +- eps) = w t_k / (d - c +- eps t_k)     (the sign of d - c)
-// The right-hand form needs no division by the distance to an end point and is 0 where t_k = 0.
+//   dL/dm_k -= w / (D_k +- eps) = +- w t_k / (|d - c| + eps t_k)     (the sign of d - c)
+// The right-hand form needs no division by the distance to an end point and is 0 where t_k = 0. Pixels outside are
+// reached by moving outwards and pixels inside by moving inwards, so the sign is the direction's, also where d = c.
 #pragma once
 
 #include <cmath>

@@ -109,15 +109,14 @@ void pull_outwards(const Lines<T>& lines, int line, int outward, const NmrCrossi
 // What the pixels of this face that should be empty pull, from `x.in` inwards.
 template <typename T>
 void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, int outward, const NmrCrossing<T>& x,
-                  int32_t face, int low, int high, T eps_px, T* pull) {
+                  int32_t face, int low, int high, T eps_px, T* sum) {
   const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
   for (int d = x.in; d >= low && d <= high; d -= outward) {
     const int64_t pixel = d * lines.step;
     if (index[pixel] != face || !(grad[pixel] > 0)) continue;
     const T distance = std::fabs(static_cast<T>(d) - x.at);
-    const T w = static_cast<T>(d) > x.at ? grad[pixel] : -grad[pixel];
-    pull[0] += nmr_pull(w, distance, x.t0, margin0);
-    pull[1] += nmr_pull(w, distance, x.t1, margin1);
+    sum[0] += nmr_pull(grad[pixel], distance, x.t0, margin0);
+    sum[1] += nmr_pull(grad[pixel], distance, x.t1, margin1);
   }
 }
 
@@ -126,7 +125,8 @@ template <typename T>
 void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrEdge<T>& e, int32_t face, int low,
                int high, T eps_px, T* pull) {
   constexpr int L = kLanes<T>;
-  alignas(64) T sum0[L] = {}, sum1[L] = {};
+  alignas(64) T outwards0[L] = {}, outwards1[L] = {};
+  T inwards[2] = {};
   for (int line = e.first; line <= e.last; ++line) {
     const int begin = lines.start[line], end = lines.start[line + 1];
     const bool has_excess = lines.has_excess[line];
@@ -137,14 +137,18 @@ void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const
     const bool reaches = begin < end && (e.outward > 0 ? lines.position[end - 1] >= static_cast<T>(x.out)
                                                        : lines.position[begin] <= static_cast<T>(x.out));
     if (reaches && line_index[x.in * lines.step] == face)
-      pull_outwards(lines, line, e.outward, x, eps_px, sum0, sum1);
+      pull_outwards(lines, line, e.outward, x, eps_px, outwards0, outwards1);
     if (has_excess && line_index[x.out * lines.step] < 0)
-      pull_inwards(lines, line_index, grad + line * lines.line_step, e.outward, x, face, low, high, eps_px, pull);
+      pull_inwards(lines, line_index, grad + line * lines.line_step, e.outward, x, face, low, high, eps_px, inwards);
   }
+  pull[0] = -inwards[0];
+  pull[1] = -inwards[1];
   for (int l = 0; l < L; ++l) {
-    pull[0] += static_cast<T>(e.outward) * sum0[l];
-    pull[1] += static_cast<T>(e.outward) * sum1[l];
+    pull[0] += outwards0[l];
+    pull[1] += outwards1[l];
   }
+  pull[0] *= static_cast<T>(e.outward);
+  pull[1] *= static_cast<T>(e.outward);
 }
 
 // grad (3 vertices x 2) of one face.
@@ -171,13 +175,13 @@ void face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* ind
     const int n = k == 2 ? 0 : k + 1;
     NmrEdge<T> e;
     if (nmr_edge(x[k], y[k], x[n], y[n], below, W, e)) {
-      T pull[2] = {};
+      T pull[2];
       scan_edge(w.columns, index, grad_mask, e, face, y_low, y_high, eps_y, pull);
       grad[2 * k + 1] -= pull[0];
       grad[2 * n + 1] -= pull[1];
     }
     if (nmr_edge(y[k], x[k], y[n], x[n], -below, H, e)) {
-      T pull[2] = {};
+      T pull[2];
       scan_edge(w.rows, index, grad_mask, e, face, x_low, x_high, eps_x, pull);
       grad[2 * k] -= pull[0];
       grad[2 * n] -= pull[1];

@@ -4,5 +4,7 @@ Each op here has a pure-torch twin of the same name and signature in :mod:`dhpe_
 """
 
 from dhpe_fast.ops.lbs import LbsBasis, lbs
+from dhpe_fast.ops.rasterize import Fragments, rasterize
+from dhpe_fast.ops.silhouette import silhouette
 
-__all__ = ["LbsBasis", "lbs"]
+__all__ = ["Fragments", "LbsBasis", "lbs", "rasterize", "silhouette"]

@@ -5,5 +5,7 @@ autograd, and is written from the formula, not from the kernel.
 """
 
 from dhpe_fast.reference.lbs import LbsBasis, lbs
+from dhpe_fast.reference.rasterize import Fragments, rasterize
+from dhpe_fast.reference.silhouette import silhouette
 
-__all__ = ["LbsBasis", "lbs"]
+__all__ = ["Fragments", "LbsBasis", "lbs", "rasterize", "silhouette"]
