@@ -1,7 +1,7 @@
 """Anatomical axes, ranges of motion and natural poses of a hand model, float64 numpy.
 
-Units are metres and radians; joints are the 16 kinematic joints of a MANO-like model (wrist, index, middle, little,
-ring, thumb), and a pose (45,) is the axis-angle of joints 1..15 in the model's rest axes.
+Units are metres and radians; joints are the 16 kinematic joints of a MANO-like model (wrist, index, middle,
+little, ring, thumb), and a pose (45,) is the axis-angle of joints 1..15 in the model's rest axes.
 
 Anatomical coordinates of a joint are the components of its rotation vector in the rows of its axes:
 
@@ -14,8 +14,9 @@ The same coordinates mean the same movement on both hands: a left hand's axes ar
 hand's (as axial vectors), so its twist axis points towards the wrist.
 
 Sources of the ranges: American Academy of Orthopaedic Surgeons 1965, *Joint Motion*; Norkin & White 2016,
-*Measurement of Joint Motion*; Hume et al. 1990, *Functional range of motion of the joints of the hand*, J. Hand Surg.
-15A; Ingram et al. 2008, *The statistics of natural hand movements*, Exp. Brain Res. 188 (coupling of joints).
+*Measurement of Joint Motion*; Hume et al. 1990, *Functional range of motion of the joints of the hand*, J.
+Hand Surg. 15A; Ingram et al. 2008, *The statistics of natural hand movements*, Exp. Brain Res. 188 (coupling
+of joints).
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def joint_axes(
         for segment in range(3):
             along = _unit(chain[segment + 1] - chain[segment])
             nail = _unit(up - along * (along @ up))
-            # On a right hand: turning `along` about `along x (-nail)` curls it to the palm; about `nail`, to the thumb.
-            axes[3 * digit + segment] = (hand * np.cross(nail, along), hand * nail, hand * along)
+            # Turning about `nail x along` takes `along` to the palm on either hand; axes are axial vectors.
+            axes[3 * digit + segment] = (np.cross(nail, along), hand * nail, hand * along)
     return axes
 
 
@@ -164,8 +165,9 @@ def sample_poses(
 ) -> np.ndarray:  # (n, 45)
     """Draw natural poses within ``RANGE_OF_MOTION_RAD``.
 
-    The fingers curl together with individual deviations, the distal joints follow the proximal interphalangeal
-    joints, the spread closes as the knuckles bend, and the thumb's joints oppose and bend together.
+    The fingers curl together with individual deviations, the distal joints follow the proximal
+    interphalangeal joints, the spread closes as the knuckles bend, and the thumb's joints oppose and bend
+    together.
     """
     if n < 0:
         raise ValueError(f"n: expected a count of poses, got {n}")
@@ -215,14 +217,13 @@ def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, 
         "flat": (straight, (0.0, 0.0, 0.0, 0.0, 0.0)),
         "relaxed": (_RELAXED, _THUMB_RELAXED),
         "fist": (_FISTED, _THUMB_OVER_FIST),
-        "point": (_FISTED | {"index": (2.0, 0.0, 3.0, 2.0)}, _THUMB_TUCKED),
+        "point": (_FISTED | {"index": (6.0, 0.0, 3.0, 2.0)}, _THUMB_TUCKED),
         "ok": (loose | {"index": (49.0, -2.0, 44.0, 22.0)}, (11.0, 9.0, -34.0, 16.0, 22.0)),
         "spread": (spread, (-22.0, -2.0, 6.0, -6.0, -8.0)),
         "thumbs_up": (_FISTED, (-22.0, -14.0, 8.0, -6.0, -10.0)),
         "pinch": (_RELAXED | {"index": (48.0, -2.0, 41.0, 21.0)}, (13.0, 8.0, -34.0, 15.0, 11.0)),
         "victory": (
-            _FISTED
-            | {"index": (-2.0, 10.0, 2.0, 1.0), "middle": (-2.0, -10.0, 2.0, 1.0), "ring": _RING_TUCKED},
+            _FISTED | {"index": (-2.0, 10.0, 2.0, 1.0), "middle": (-2.0, -10.0, 2.0, 1.0), "ring": _RING_TUCKED},
             (30.0, -4.0, -22.0, 36.0, 44.0),
         ),
         "claw": (claw, (2.0, 10.0, -6.0, 16.0, 34.0)),

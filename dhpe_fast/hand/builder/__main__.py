@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .build import build_hand
-from .export import write_npz
+from dhpe_fast.hand.builder.build import build_hand
+from dhpe_fast.hand.builder.export import write_npz
 
 
 def main() -> None:

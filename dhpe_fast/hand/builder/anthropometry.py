@@ -1,20 +1,21 @@
 """Published measurements of the adult hand and the rest skeleton laid out from them.
 
-Millimetres in the tables (as published), metres in everything returned by a function.  The mean hand is the
+Millimetres in the tables (as published), metres in everything returned by a function. The mean hand is the
 mixed-sex mean: the average of the male and the female population mean, with the pooled standard deviation
 ``sqrt((sd_m**2 + sd_f**2) / 2 + ((mean_m - mean_f) / 2)**2)``.
 
 Sources
     * Gordon et al. 1989, *1988 Anthropometric Survey of U.S. Army Personnel*, NATICK/TR-89/044: hand length,
       breadth and circumference, wrist circumference (male, female).
-    * Greiner 1991, *Hand Anthropometry of U.S. Army Personnel*, NATICK/TR-92/011: digit breadths, crotch heights.
-    * Garrett 1971, *The adult human hand: some anthropometric and biomechanical considerations*, Human Factors
-      13(2): breadths and depths of the finger joints.
+    * Greiner 1991, *Hand Anthropometry of U.S. Army Personnel*, NATICK/TR-92/011: digit breadths, crotch
+      heights.
+    * Garrett 1971, *The adult human hand: some anthropometric and biomechanical considerations*, Human
+      Factors 13(2): breadths and depths of the finger joints.
     * Pheasant 1996, *Bodyspace*: hand thickness at the metacarpals, finger thickness.
     * Buryanov & Kotiuk 2010, *Proportions of hand segments*, Int. J. Morphology 28(3): lengths of the
       metacarpals, phalanges and finger-tip soft tissue.
 
-Frame: MANO's right hand.  Fingers point to -x, the thumb side to +z, the palm faces -y.
+Frame: MANO's right hand. Fingers point to -x, the thumb side to +z, the palm faces -y.
 """
 
 from __future__ import annotations
@@ -23,15 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FINGERS = ("index", "middle", "little", "ring")
-"""The four fingers in the order of the kinematic joints (MANO's)."""
+from dhpe_fast.conventions import FINGERS as TIP_ORDER
+from dhpe_fast.hand.anatomy import FINGERS
 
 DIGITS = (*FINGERS, "thumb")
-
-PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
-
-TIP_ORDER = ("thumb", "index", "middle", "ring", "little")
-"""Digits in the order of ``tip_ids``."""
+"""The five digits in the order of the kinematic joints (MANO's)."""
 
 # Male mean, male SD, female mean, female SD; millimetres (Gordon et al. 1989, Pheasant 1996).
 BODY_MEASURES_MM = {
@@ -42,7 +39,7 @@ BODY_MEASURES_MM = {
     "hand_thickness": (33.0, 2.0, 28.0, 2.0),
 }
 
-# Metacarpal, proximal, middle, distal phalanx, soft tissue beyond the bone; millimetres (Buryanov & Kotiuk 2010).
+# Metacarpal, proximal, middle, distal phalanx, soft tissue beyond the bone; millimetres (Buryanov & Kotiuk).
 SEGMENT_LENGTHS_MM = {
     "thumb": (46.22, 31.57, 21.67, 5.67),
     "index": (68.12, 39.78, 22.38, 15.82, 3.84),
@@ -69,9 +66,9 @@ def pooled(measure: str) -> tuple[float, float]:
     return (mean_m + mean_f) / 2000.0, float(sd) / 1000.0
 
 
-# Where the knuckles lie and where the digits point: distance from the wrist joint along the hand, towards the
-# thumb side and towards the back of the hand (millimetres), then the spread angle (positive towards the thumb)
-# and the pitch of each segment (positive towards the back), in degrees.
+# Where the knuckles lie and where the digits point: distance from the wrist joint along the hand, towards
+# the thumb side and towards the back of the hand (millimetres), then the spread angle (positive towards the
+# thumb) and the pitch of each segment (positive towards the back), in degrees.
 _KNUCKLES_MM = {
     "index": (91.5, 23.0, 1.5),
     "middle": (95.0, 2.0, 3.5),
@@ -114,7 +111,7 @@ class Skeleton:
         return np.vstack([self.joints_m[first : first + 3], self.tips_m[digit]])
 
     def tips(self) -> np.ndarray:  # (5, 3)
-        """Return the tips in ``TIP_ORDER``."""
+        """Return the tips from thumb to little."""
         return np.array([self.tips_m[digit] for digit in TIP_ORDER])
 
 
@@ -127,7 +124,7 @@ def _finger(digit: str, wrist: np.ndarray) -> list[np.ndarray]:
     spread = np.deg2rad(_SPREAD_DEG[digit])
     lengths = SEGMENT_LENGTHS_MM[digit]
     points = [knuckle]
-    for length, pitch_deg in zip((lengths[1], lengths[2], lengths[3] + lengths[4]), _PITCH_DEG[digit]):
+    for length, pitch_deg in zip((lengths[1], lengths[2], lengths[3] + lengths[4]), _PITCH_DEG[digit], strict=True):
         pitch = np.deg2rad(pitch_deg)
         direction = _vector(np.cos(spread) * np.cos(pitch), np.sin(spread) * np.cos(pitch), np.sin(pitch))
         points.append(points[-1] + direction * length / 1000.0)
@@ -137,7 +134,7 @@ def _finger(digit: str, wrist: np.ndarray) -> list[np.ndarray]:
 def _thumb(wrist: np.ndarray) -> list[np.ndarray]:
     points = [wrist + _vector(*_THUMB_BASE_MM) / 1000.0]
     metacarpal, proximal, distal, soft = SEGMENT_LENGTHS_MM["thumb"]
-    for length, parts in zip((metacarpal, proximal, distal + soft), _THUMB_DIRECTIONS):
+    for length, parts in zip((metacarpal, proximal, distal + soft), _THUMB_DIRECTIONS, strict=True):
         direction = _vector(*parts)
         points.append(points[-1] + direction / np.linalg.norm(direction) * length / 1000.0)
     return points

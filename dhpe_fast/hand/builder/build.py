@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..anatomy import joint_axes
-from .anthropometry import PARENTS, TIP_ORDER, mean_skeleton
-from .correctives import pose_directions
-from .pose_space import pose_components
-from .rig import joint_regressor, skinning_weights
-from .shape_space import RestHand, sample_shapes, shape_directions
-from .surface import HandSurface
-from .texture import texture_map
-from .topology import build_mesh
-from .wrapping import wrap
+from dhpe_fast.conventions import FINGERS, MANO16_PARENTS
+from dhpe_fast.hand.anatomy import joint_axes
+from dhpe_fast.hand.builder.anthropometry import mean_skeleton
+from dhpe_fast.hand.builder.correctives import pose_directions
+from dhpe_fast.hand.builder.pose_space import pose_components
+from dhpe_fast.hand.builder.rig import joint_regressor, skinning_weights
+from dhpe_fast.hand.builder.shape_space import RestHand, sample_shapes, shape_directions
+from dhpe_fast.hand.builder.surface import HandSurface
+from dhpe_fast.hand.builder.texture import texture_map
+from dhpe_fast.hand.builder.topology import build_mesh
+from dhpe_fast.hand.builder.wrapping import wrap
 
 SEED = 20190415
 _SHAPE_SAMPLES = 1500
@@ -21,7 +22,7 @@ _REGRESSOR_SAMPLES = 40
 
 
 def build_hand() -> dict[str, np.ndarray]:
-    """Return the arrays of the default right hand by their MANO names; floats as float32, indices as int32."""
+    """Return the arrays of the default right hand by their MANO names: float32, indices int32."""
     skeleton = mean_skeleton()
     surface = HandSurface(skeleton)
     mesh = wrap(build_mesh(surface), surface)
@@ -44,11 +45,11 @@ def build_hand() -> dict[str, np.ndarray]:
         "hands_components": components,
         "uv": uv,
     }
-    parents = np.array(PARENTS)
+    parents = np.array(MANO16_PARENTS)
     integers = {
         "f": hand.faces,
         "kintree_table": np.stack([parents, np.arange(16)]),
-        "tip_ids": np.array([mesh.tips[digit] for digit in TIP_ORDER]),
+        "tip_ids": np.array([mesh.tips[digit] for digit in FINGERS]),
         "uv_faces": uv_faces,
     }
     texts = {"side": "right", "name": "dhpe-fast default hand", "licence": "Apache-2.0"}

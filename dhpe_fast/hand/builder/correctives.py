@@ -1,10 +1,10 @@
 """Pose-dependent corrective directions.
 
-For each joint, poses over its range are skinned to a better target than linear blending: dual quaternions keep the
-knuckle's radius (Kavan et al. 2008), the flexion crease is kept from folding through itself by the bisecting plane of
-the two segments, and what is left of the lost volume is given back as a bulge around the joint.  The difference to
-linear blending, carried back to the rest pose, is regressed on the joint's own nine pose features; the knuckles of
-the four fingers are regressed together, since they share the webs.
+For each joint, poses over its range are skinned to a better target than linear blending: dual quaternions
+keep the knuckle's radius (Kavan et al. 2008), the flexion crease is kept from folding through itself by the
+bisecting plane of the two segments, and what is left of the lost volume is given back as a bulge around the
+joint. The difference to linear blending, carried back to the rest pose, is regressed on the joint's own nine
+pose features; the knuckles of the four fingers are regressed together, since they share the webs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..anatomy import ABDUCTION, FLEXION, RANGE_OF_MOTION_RAD, TWIST
-from .anthropometry import PARENTS
-from .geometry import averaging_matrix, face_normals, vertex_normals, volume
-from .rig import bone_transforms, pose_features, skin
-from .shape_space import RestHand
+from dhpe_fast.conventions import MANO16_PARENTS
+from dhpe_fast.hand.anatomy import ABDUCTION, FLEXION, RANGE_OF_MOTION_RAD, TWIST
+from dhpe_fast.hand.builder.geometry import averaging_matrix, face_normals, vertex_normals, volume
+from dhpe_fast.hand.builder.rig import bone_transforms, pose_features, skin
+from dhpe_fast.hand.builder.shape_space import RestHand
 
 _RIDGE = 2e-3
 _CREASE_SLOPE = 0.30
@@ -63,7 +63,7 @@ class JointCorrector:
     def __init__(self, hand: RestHand, joint: int) -> None:
         self.hand, self.joint = hand, joint
         across, nail, along = hand.axes[joint - 1]
-        parent = PARENTS[joint]
+        parent = MANO16_PARENTS[joint]
         before = hand.joints_m[joint] - hand.joints_m[parent]
         # The palm's own direction at a knuckle is that of the straight finger, as is the thumb base's.
         self.before = before / np.linalg.norm(before) if parent else along
@@ -111,7 +111,7 @@ class JointCorrector:
         return posed_m + ((wanted - depth) * near * self.palmar * member)[:, None] * plane
 
     def knuckle(self, posed_m: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        """Let the metacarpal's head stand out on the back of a bent knuckle, and the valleys beside it sink."""
+        """Let the metacarpal's head stand out on the back of a bent knuckle and the valleys beside it sink."""
         bend = float(pose[3 * self.joint - 3 : 3 * self.joint] @ self.hand.axes[self.joint - 1, FLEXION])
         height = _KNUCKLE_HEIGHT_M * np.sin(np.clip(bend, 0.0, np.pi / 2)) * self.crest
         return posed_m + height[:, None] * vertex_normals(posed_m, self.hand.faces)

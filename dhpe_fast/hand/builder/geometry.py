@@ -79,9 +79,7 @@ def corner_angles(verts: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (F, 3)
     return np.stack(angles, axis=1)
 
 
-def flip_edges(
-    verts: np.ndarray, faces: np.ndarray, locked: set[tuple[int, int]], rounds: int = 20
-) -> np.ndarray:
+def flip_edges(verts: np.ndarray, faces: np.ndarray, locked: set[tuple[int, int]], rounds: int = 20) -> np.ndarray:
     """Flip unlocked edges while that makes the opposite angles smaller (Delaunay) on nearly flat quads."""
     faces = faces.copy()
     for _ in range(rounds):

@@ -6,10 +6,12 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
 
-from .anthropometry import DIGITS, FINGERS, PARENTS, Skeleton
-from .geometry import averaging_matrix
-from .surface import HandSurface
-from .topology import HandMesh
+from dhpe_fast.conventions import MANO16_PARENTS
+from dhpe_fast.hand.anatomy import FINGERS
+from dhpe_fast.hand.builder.anthropometry import DIGITS, Skeleton
+from dhpe_fast.hand.builder.geometry import averaging_matrix
+from dhpe_fast.hand.builder.surface import HandSurface
+from dhpe_fast.hand.builder.topology import HandMesh
 
 MAX_INFLUENCES = 4
 
@@ -61,7 +63,7 @@ def _thumb_share(mesh: HandMesh, skeleton: Skeleton, arc_m: np.ndarray) -> np.nd
 
 
 def skinning_weights(mesh: HandMesh, surface: HandSurface) -> np.ndarray:  # (V, 16)
-    """Compute smooth, local weights: blends about a finger thickness wide, at most four bones for each vertex."""
+    """Compute smooth, local weights: blends a finger thickness wide, at most four bones a vertex."""
     verts, skeleton = mesh.verts_m, surface.skeleton
     weights = np.zeros((len(verts), 16))
     members = _digit_members(mesh, surface)
@@ -69,7 +71,7 @@ def skinning_weights(mesh: HandMesh, surface: HandSurface) -> np.ndarray:  # (V,
         arc = surface.tubes[digit].local(verts)[:, 0]
         lengths = np.linalg.norm(np.diff(skeleton.chain(digit), axis=0), axis=1)
         second, third = lengths[0], lengths[0] + lengths[1]
-        thick = 0.0090 if digit == "thumb" else 0.0078 * min(1.0, lengths[1] / 0.0235)
+        thick = 0.0100 if digit == "thumb" else 0.0096 * min(1.0, lengths[1] / 0.0235)
         if digit == "thumb":
             first = _thumb_share(mesh, skeleton, arc)
         else:
@@ -158,7 +160,7 @@ def bone_transforms(pose: np.ndarray, joints_m: np.ndarray) -> tuple[np.ndarray,
     world = [local[0]]
     places = [joints_m[0]]
     for joint in range(1, 16):
-        parent = PARENTS[joint]
+        parent = MANO16_PARENTS[joint]
         world.append(world[parent] @ local[joint])
         places.append(places[parent] + world[parent] @ (joints_m[joint] - joints_m[parent]))
     turned = np.array(world)

@@ -1,9 +1,10 @@
 """The ten shape directions: principal components of sampled anatomical variation.
 
-Hands are sampled from a factor model on the logarithms of bone-wise length, breadth and depth.  Its loadings give
-the pooled coefficients of variation and correlations of the published measures (see ``anthropometry``): hand length
-6 %, hand breadth 8 %, hand thickness 10 %, correlation of length and breadth about 0.7, finger proportions 2 to 4 %
-(Garrett 1971, Buryanov & Kotiuk 2010).  Each sample stretches the mean hand bone by bone, blended as in skinning.
+Hands are sampled from a factor model on the logarithms of bone-wise length, breadth and depth. Its loadings
+give the pooled coefficients of variation and correlations of the published measures (see ``anthropometry``):
+hand length 6 %, hand breadth 8 %, hand thickness 10 %, correlation of length and breadth about 0.7, finger
+proportions 2 to 4 % (Garrett 1971, Buryanov & Kotiuk 2010). Each sample stretches the mean hand bone by bone,
+blended as in skinning.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..anatomy import ABDUCTION, FLEXION, TWIST
-from .anthropometry import DIGITS, PARENTS
-from .geometry import averaging_matrix, vertex_normals
-
-N_SHAPE = 10
+from dhpe_fast.conventions import MANO16_PARENTS, N_SHAPE
+from dhpe_fast.hand.anatomy import ABDUCTION, FLEXION, TWIST
+from dhpe_fast.hand.builder.anthropometry import DIGITS
+from dhpe_fast.hand.builder.geometry import averaging_matrix, vertex_normals
 
 # Standard deviations of the independent factors' effect on log-measures.
 # Palm columns: length, breadth, thickness.
@@ -52,7 +52,7 @@ _THENAR_M = 0.0011
 
 @dataclass(frozen=True)
 class RestHand:
-    """The mean hand that the samples deform: vertices, faces, joints, axes (15, 3, 3) and skinning weights."""
+    """The mean hand that samples deform: vertices, faces, joints, axes (15, 3, 3), skinning weights."""
 
     verts_m: np.ndarray
     faces: np.ndarray
@@ -90,7 +90,7 @@ def _stretch(hand: RestHand, blend: np.ndarray, scales: np.ndarray) -> tuple[np.
     maps = np.einsum("jka,jk,jkb->jab", frames, scales, frames)
     places = [hand.joints_m[0]]
     for joint in range(1, 16):
-        parent = PARENTS[joint]
+        parent = MANO16_PARENTS[joint]
         places.append(places[parent] + maps[parent] @ (hand.joints_m[joint] - hand.joints_m[parent]))
     joints = np.array(places)
     verts = np.einsum("vj,jab,vb->va", blend, maps, hand.verts_m)
@@ -102,11 +102,9 @@ def _bulges(hand: RestHand) -> np.ndarray:  # (2, V)
     """Where thick joints and a strong thumb muscle raise the skin: smooth masks in [0, 1]."""
     knobs = np.zeros(len(hand.verts_m))
     for joint in (2, 3, 5, 6, 8, 9, 11, 12, 14, 15):
-        parent = PARENTS[joint]
+        parent = MANO16_PARENTS[joint]
         knobs = np.maximum(knobs, 4.0 * hand.weights[:, joint] * hand.weights[:, parent])
-    belly = (
-        hand.joints_m[13] + 0.45 * (hand.joints_m[14] - hand.joints_m[13]) + np.array([0.0, -0.014, -0.005])
-    )
+    belly = hand.joints_m[13] + 0.45 * (hand.joints_m[14] - hand.joints_m[13]) + np.array([0.0, -0.014, -0.005])
     thenar = np.exp(-(((hand.verts_m - belly) ** 2).sum(1)) / (2 * 0.014**2))
     return np.stack([knobs, thenar])
 

@@ -1,7 +1,7 @@
 """The skin of the mean hand as an implicit surface.
 
-The field is negative inside and close to a signed distance (metres) near the skin.  It is a smooth union of swept
-tubes with anatomical cross-sections (digits with their metacarpals), a wrist, muscle bellies and webs.
+The field is negative inside and close to a signed distance (metres) near the skin. It is a smooth union of
+swept tubes with anatomical cross-sections (digits with their metacarpals), a wrist, muscle bellies and webs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial import cKDTree
 
-from .anthropometry import FINGERS, JOINT_BREADTHS_MM, Skeleton
+from dhpe_fast.hand.anatomy import FINGERS
+from dhpe_fast.hand.builder.anthropometry import DIGITS, JOINT_BREADTHS_MM, Skeleton
 
 Field = Callable[[np.ndarray], np.ndarray]
 
@@ -23,7 +24,7 @@ _EXPONENT = 2.25  # of the cross-section superellipse: slightly boxier than an e
 
 
 def smooth_union(first: np.ndarray, second: np.ndarray, radius_m: float | np.ndarray) -> np.ndarray:
-    """Polynomial smooth minimum: differs from ``minimum`` only where the fields are closer than ``radius_m``."""
+    """Polynomial smooth minimum: equals ``minimum`` where the fields differ by ``radius_m`` or more."""
     blend = np.maximum(radius_m - np.abs(first - second), 0.0) / radius_m
     return np.minimum(first, second) - blend * blend * radius_m / 4.0
 
@@ -142,22 +143,15 @@ def _digit_tube(skeleton: Skeleton, digit: str) -> Tube:
     up = skeleton.dorsal[digit] - along * (along @ skeleton.dorsal[digit])[:, None]
     up = _unit(up)
     profile = _THUMB_PROFILE if thumb else _FINGER_PROFILE
-    stations = [
-        arc[segment] + fraction * (arc[segment + 1] - arc[segment]) for segment, fraction, *_ in profile
-    ]
+    stations = [arc[segment] + fraction * (arc[segment + 1] - arc[segment]) for segment, fraction, *_ in profile]
     scale = JOINT_BREADTHS_MM[digit][0] / JOINT_BREADTHS_MM["thumb" if thumb else "middle"][0]
-    # The scale of the finger fades out in the palm, where the neighbours fill the gaps.
     half_mm = np.array([row[2:] for row in profile]) * scale
     half = PchipInterpolator(stations, half_mm / 1000.0)(np.clip(samples, stations[0], stations[-1]))
     stop = arc[3] + _CAP_START["thumb" if thumb else "finger"] * (arc[4] - arc[3])
-    return Tube(
-        curve(samples), samples, along, np.cross(along, up), up, half, (arc[0], stop, 0.012, arc[4] - stop)
-    )
+    return Tube(curve(samples), samples, along, np.cross(along, up), up, half, (arc[0], stop, 0.012, arc[4] - stop))
 
 
-def _ellipsoid(
-    points_m: np.ndarray, center_m: np.ndarray, axes: np.ndarray, radii_m: np.ndarray
-) -> np.ndarray:
+def _ellipsoid(points_m: np.ndarray, center_m: np.ndarray, axes: np.ndarray, radii_m: np.ndarray) -> np.ndarray:
     local = (points_m - center_m) @ axes.T
     ratio = np.maximum(np.linalg.norm(local / radii_m, axis=1), 1e-9)
     return np.linalg.norm(local, axis=1) * (1.0 - 1.0 / np.maximum(ratio, 1e-3))
@@ -181,7 +175,7 @@ class HandSurface:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton = skeleton
-        self.tubes = {digit: _digit_tube(skeleton, digit) for digit in (*FINGERS, "thumb")}
+        self.tubes = {digit: _digit_tube(skeleton, digit) for digit in DIGITS}
 
     def field(self, points_m: np.ndarray) -> np.ndarray:  # (P,)
         """Return the field at points (P, 3)."""
@@ -191,9 +185,7 @@ class HandSurface:
             # Metacarpals melt into the palm; past the knuckle the fingers stay apart.
             arc = self.tubes[digit].local(points_m)[:, 0]
             apart = np.clip((arc + 0.006) / 0.018, 0.0, 1.0)
-            result = smooth_union(
-                result, fingers[digit], 0.010 - 0.0078 * apart * apart * (3.0 - 2.0 * apart)
-            )
+            result = smooth_union(result, fingers[digit], 0.010 - 0.0078 * apart * apart * (3.0 - 2.0 * apart))
         result = smooth_union(result, self._hypothenar(points_m), 0.014)
         result = smooth_union(result, self._finger_webs(points_m), 0.008)
         thumb = smooth_union(self.tubes["thumb"].field(points_m), self._thenar(points_m), 0.014)

@@ -1,4 +1,4 @@
-"""The UV map: back and palm as two charts, cut along the sides of the hand and flattened as rigidly as possible."""
+"""The UV map: back and palm as two charts, cut along the sides of the hand and flattened with little stretch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-from .geometry import boundary_edges
+from dhpe_fast.hand.builder.geometry import boundary_edges
 
 _MARGIN = 0.015
 
@@ -52,14 +52,12 @@ def _laplacian(weights: np.ndarray, faces: np.ndarray, count: int) -> sp.csc_mat
         rows += [i, j, i, j]
         cols += [j, i, i, j]
         values += [-w, -w, w, w]
-    matrix = sp.coo_matrix(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), (count, count)
-    )
+    matrix = sp.coo_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), (count, count))
     return matrix.tocsc()
 
 
 def flatten_chart(verts: np.ndarray, faces: np.ndarray, start: np.ndarray, rounds: int = 60) -> np.ndarray:
-    """Flatten a disc as rigidly as possible (Liu et al. 2008, local/global), from a start without flipped faces."""
+    """Flatten a disc as rigidly as possible (Liu et al. 2008) from a start without flipped faces."""
     flat = _local_frames(verts, faces)
     cotangents = _cotangents(flat)
     system = _laplacian(cotangents, faces, len(verts)) + 1e-10 * sp.eye(len(verts))
@@ -103,10 +101,8 @@ def _harmonic(verts: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return uv
 
 
-def texture_map(
-    verts_m: np.ndarray, faces: np.ndarray, seam: set[tuple[int, int]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return texture coordinates (U, 2) in [0, 1] and their faces (F, 3); fingers point up, charts side by side."""
+def texture_map(verts_m: np.ndarray, faces: np.ndarray, seam: set[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return texture coordinates (U, 2) in [0, 1] and their faces (F, 3); the fingers point up."""
     labels = _charts(faces, seam)
     uv_faces = np.zeros_like(faces)
     charts, offset = [], 0

@@ -1,20 +1,21 @@
 """The mesh of the default hand: edge loops around palm and digits, 778 vertices and 1538 triangles.
 
-The palm is a flattened tube of ten loops between the wrist rim (16 vertices) and the webs (28).  A loop runs over
-the back from the thumb side to the little finger, down its side, back over the palm and up the thumb side.  Each
-finger continues three columns of the back, two side steps and three columns of the palm as a tube of ten columns;
-neighbouring fingers share the two edges of the web between them.  The thumb continues a hole of twelve edges in
-the thumb side of the palm.
+The palm is a flattened tube of ten loops between the wrist rim (16 vertices) and the webs (28). A loop runs
+over the back from the thumb side to the little finger, down its side, back over the palm and up the thumb
+side. Each finger continues three columns of the back, two side steps and three columns of the palm as a tube
+of ten columns; neighbouring fingers share the two edges of the web between them. The thumb continues a hole
+of twelve edges in the thumb side of the palm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
-from .anthropometry import Skeleton
-from .surface import HandSurface
+from dhpe_fast.hand.builder.anthropometry import Skeleton
+from dhpe_fast.hand.builder.surface import HandSurface
 
 ACROSS = ("index", "middle", "ring", "little")
 """The fingers from the thumb side to the little finger's side."""
@@ -38,7 +39,7 @@ class HandMesh:
 
     Attributes:
         verts_m: (V, 3) positions. faces: (F, 3) outward triangles.
-        rings: Loops of each digit from its base ring to the last ring before the tip; (10,) or (12,) ids each.
+        rings: Loops of each digit from its base to the last one before the tip; (10,) or (12,) ids each.
         tips: Apex vertex of each digit.
         rows: The palm's loops, (n,) ids each: back, little side, palm (reversed), thumb side (where present).
         locked: Edges (sorted pairs) that optimisation must keep: loops, columns and UV seams.
@@ -91,7 +92,7 @@ class _Assembly:
         return list(range(start, len(self.verts)))
 
     def lock(self, loop: list[int], *, closed: bool = False, seam: bool = False) -> None:
-        pairs = list(zip(loop, loop[1:] + loop[:1])) if closed else list(zip(loop, loop[1:]))
+        pairs = list(pairwise([*loop, loop[0]] if closed else loop))
         self.locked.update(_edge(*pair) for pair in pairs)
         if seam:
             self.seam.update(_edge(*pair) for pair in pairs)
@@ -140,9 +141,7 @@ class _Assembly:
             across = np.linspace(0.0, 1.0, count + 1)
             beside_thumb = _HOLE_ROWS[0] < row <= _HOLE_ROWS[1]
             origin = self._inside(row, np.clip(across, 0.0 if beside_thumb else 0.125, 0.875))
-            lean = np.clip(0.125 - across, 0.0, None) * (not beside_thumb) - np.clip(
-                across - 0.875, 0.0, None
-            )
+            lean = np.clip(0.125 - across, 0.0, None) * (not beside_thumb) - np.clip(across - 0.875, 0.0, None)
             direction = np.array([0.0, up, 0.0]) + (8.0 * lean)[:, None] * radial
             direction /= np.linalg.norm(direction, axis=1, keepdims=True)
             lists.append(self.add(self.surface.cast(origin, direction)))
@@ -174,9 +173,9 @@ class _Assembly:
             self.lock(ring, closed=True)
             rings.append(ring)
         tip = self.add(self.skeleton.tips_m[name][None])[0]
-        for lower, upper in zip(rings, rings[1:]):
+        for lower, upper in pairwise(rings):
             self.strip(lower + lower[:1], upper + upper[:1])
-        self.faces.extend((a, b, tip) for a, b in zip(rings[-1], rings[-1][1:] + rings[-1][:1]))
+        self.faces.extend((a, b, tip) for a, b in pairwise([*rings[-1], rings[-1][0]]))
         for column in range(count):
             self.lock([ring[column] for ring in rings] + [tip], seam=column in seam_columns)
         return [rings, tip]
@@ -226,7 +225,7 @@ def build_mesh(surface: HandSurface) -> HandMesh:
     """Assemble the structured mesh with its first positions on the surface."""
     build = _Assembly(surface)
     rows = [build.palm_row(row) for row in range(len(_BACK))]
-    for (back, palm, thumb_side, little), (back2, palm2, thumb_side2, little2) in zip(rows, rows[1:]):
+    for (back, palm, thumb_side, little), (back2, palm2, thumb_side2, little2) in pairwise(rows):
         build.strip(back, back2)
         build.strip([back[-1], little, palm[-1]], [back2[-1], little2, palm2[-1]])
         build.strip(palm[::-1], palm2[::-1])
@@ -242,7 +241,7 @@ def build_mesh(surface: HandSurface) -> HandMesh:
     sides = [thumb_side, *build.webs(), little]
     for column, digit in enumerate(ACROSS):
         start, stop = 3 * column, 3 * column + 3
-        base = back[start : stop + 1] + [sides[column + 1]] + palm[start : stop + 1][::-1] + [sides[column]]
+        base = [*back[start : stop + 1], sides[column + 1], *palm[start : stop + 1][::-1], sides[column]]
         lengths = np.linalg.norm(np.diff(surface.skeleton.chain(digit), axis=0), axis=1)
         rings[digit], tips[digit] = build.digit(
             digit, base, _finger_arcs(lengths), np.deg2rad(-54.0), seam_columns=(4, 9)
@@ -273,7 +272,7 @@ def _loop(row: tuple[list[int], list[int], int | None, int]) -> list[int]:
 
 
 def _thumb_angle(build: _Assembly, hole: list[int]) -> float:
-    """Angle of the thumb rings' first column that matches the hole best (circular mean of the differences)."""
+    """Angle of the first column of the thumb's rings that matches the hole best (circular mean)."""
     tube = build.surface.tubes["thumb"]
     points = np.array([build.verts[vertex] for vertex in hole])
     _, (_, side, up) = tube.frame(0.030)

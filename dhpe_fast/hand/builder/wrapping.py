@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .geometry import averaging_matrix, boundary_loop, flip_edges, vertex_normals
-from .surface import HandSurface
-from .topology import HandMesh
+from dhpe_fast.hand.builder.geometry import averaging_matrix, boundary_loop, flip_edges, vertex_normals
+from dhpe_fast.hand.builder.surface import HandSurface
+from dhpe_fast.hand.builder.topology import HandMesh
 
 
 def _free_mask(mesh: HandMesh) -> np.ndarray:
