@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dhpe_fast.conventions import FINGERS, STD_PARENTS
 from dhpe_fast.hand.camera import WeakPerspective
-from dhpe_fast.io import read_image
+from dhpe_fast.image import read_image
 from dhpe_fast.shading import CLAY, SKIN, STUDIO, Lighting, Material, round_off, shade
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ WRIST_COLOR = (236, 236, 240)
 
 
 def overlay(
-    image: np.ndarray | Tensor,  # as io.read_image takes it
+    image: np.ndarray | Tensor,  # as image.read_image takes it
     fit: HandFit | Sequence[HandFit],
     *,
     alpha: float = 0.9,
