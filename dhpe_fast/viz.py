@@ -217,6 +217,8 @@ def _text(text: str, width: int, height: int) -> np.ndarray:
     zoom = 4
     band = np.full((height * zoom, width * zoom, 3), BACKDROP, dtype=np.uint8)
     scale = 0.55 * height * zoom / 22
+    (needed, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, zoom)
+    scale *= min(1.0, (width - 4) * zoom / max(needed, 1))
     origin = (zoom * 2, round(0.68 * height * zoom))
     cv2.putText(band, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, (52, 56, 64), zoom, cv2.LINE_AA)
     return cv2.resize(band, (width, height), interpolation=cv2.INTER_AREA)
