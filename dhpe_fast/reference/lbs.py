@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from dhpe_fast.rotation import axis_angle_to_matrix
+
 
 @dataclass(frozen=True)
 class LbsBasis:
@@ -67,7 +69,7 @@ def lbs(
         verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3).
     """
     n_joints = len(basis.parents)
-    rotations = pose if pose.shape[-3:] == (n_joints, 3, 3) else rodrigues(pose)
+    rotations = pose if pose.shape[-3:] == (n_joints, 3, 3) else axis_angle_to_matrix(pose)
     rest_verts = basis.v_template + torch.einsum("...s,svc->...vc", betas, basis.shapedirs)
     rest_joints = basis.joint_template + torch.einsum("...s,sjc->...jc", betas, basis.joint_shapedirs)
 
@@ -79,9 +81,7 @@ def lbs(
     offsets = joints_m - torch.einsum("...jab,...jb->...ja", world_rotations, rest_joints)
 
     index = basis.skin_joints.long()
-    vertex_rotations = torch.einsum(
-        "vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :]
-    )
+    vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
     vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
     verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
     return verts_m, joints_m
@@ -101,23 +101,3 @@ def forward_kinematics(
         position.append(position[parent] + (world[parent] @ bone[..., None])[..., 0])
         world.append(world[parent] @ rotations[..., joint, :, :])
     return torch.stack(world, dim=-3), torch.stack(position, dim=-2)
-
-
-def rodrigues(axis_angle: Tensor) -> Tensor:  # (..., 3) -> (..., 3, 3)
-    """Rotation matrices R = I + a K + b K^2 with a = sin(t)/t, b = (1 - cos(t))/t^2 and K = [axis_angle]_x.
-
-    Below t^2 = 1e-4 both coefficients come from their Taylor series (error below 1e-15), so value and gradient
-    are finite and right at zero.
-    """
-    t_sq = (axis_angle * axis_angle).sum(-1)
-    small = t_sq < 1e-4
-    safe_sq = torch.where(small, torch.ones_like(t_sq), t_sq)
-    t = safe_sq.sqrt()
-    a = torch.where(small, 1 - t_sq / 6 + t_sq**2 / 120, t.sin() / t)
-    b = torch.where(small, 0.5 - t_sq / 24 + t_sq**2 / 720, 2 * (t / 2).sin() ** 2 / safe_sq)
-
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)

@@ -1,0 +1,444 @@
+"""One image in, hands out: evidence, first estimate, refinement, and the answer in the image's own frame."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dhpe_fast.alignment import initial_states
+from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
+from dhpe_fast.evidence import EvidenceSource, HandEvidence, evidence_source, given_hands
+from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole, WeakPerspective
+from dhpe_fast.hand.mirror import mirror_pose
+from dhpe_fast.image import read_image, read_mask
+from dhpe_fast.ops import silhouette
+from dhpe_fast.projection import CropCamera, PerspectiveCrop, ScaledOrthographic
+from dhpe_fast.refinement import (
+    Evidence2d,
+    HandConstants,
+    HandState,
+    Objective,
+    Refined,
+    Weights,
+    best,
+    refine,
+)
+from dhpe_fast.rotation import matrix_to_quaternion
+
+Side = Literal["right", "left"]
+
+STARTS = 10
+"""Distinct first alignments that are refined on the skeleton alone."""
+FINALISTS = 3
+"""Of these, how many are refined on the mesh."""
+ROUGH_ITERATIONS = 6
+"""Steps with widened joint noise, in which the hypotheses find their basins."""
+SKELETON_ITERATIONS = 12
+SAME_MINIMUM = 0.1
+"""Hypotheses whose energies differ by less have found the same hand."""
+ROUGH_SIGMA = 0.04
+"""Standard deviation of a joint in those steps, crop units."""
+
+
+@dataclass(frozen=True, eq=False)
+class HandFit:
+    """A fitted hand. Tensors are float32, detached, on the device of the fit; the image frame is OpenCV's."""
+
+    side: Side
+    verts_m: Tensor
+    """(778, 3) camera axes, metres. Weak perspective: relative to the middle finger's MCP joint, whose distance such
+    a camera cannot know. With intrinsics: absolute, in the camera's frame."""
+    joints_m: Tensor
+    """(21, 3) STD order, as ``verts_m``."""
+    joints2d_px: Tensor
+    """(21, 2) image of ``joints_m``."""
+    faces: Tensor
+    """(1538, 3) counter-clockwise from outside."""
+    mask: Tensor
+    """(H, W) bool, the rendered silhouette."""
+    params: HandParams
+    """The same hand in the crop frame (batch of one), for ``model``."""
+    model: HandModel
+    """The hand model of this side."""
+    crop: CropBox
+    """The square of the image that the crop frame spans."""
+    camera: WeakPerspective | Pinhole
+    """``camera.project(verts_m)`` is in pixels of the image."""
+    keypoints2d_px: Tensor
+    """(21, 2) the evidence; NaN where there was none."""
+    confidence: Tensor
+    """(21,) of the evidence, in [0, 1]."""
+    score: float
+    """How sure the evidence was that this is a hand, in [0, 1]."""
+    residuals: dict[str, float]
+    """`joints2d_px`: mean distance of joints and evidence, weighted by confidence; `joints2d_box`: the same over the
+    longer side of the evidence's bounding box; `energy`: the objective; with a mask also `mask_iou`."""
+    timings_ms: dict[str, float]
+    """Milliseconds of each stage of this hand; shared stages (reading, evidence) are in every hand of an image."""
+    iterations: int
+    """Steps of the final refinement."""
+    converged: bool
+
+    @property
+    def verts2d_px(self) -> Tensor:
+        """(778, 2) image of ``verts_m``."""
+        return self.camera.project(self.verts_m)
+
+    def overlay(self, image: Any, **options: Any) -> np.ndarray:
+        """The mesh and skeleton drawn over an image, (H, W, 3) uint8 RGB; see :func:`dhpe_fast.viz.overlay`."""
+        from dhpe_fast import viz
+
+        return viz.overlay(read_image(image), self, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes .glb, .obj, .ply, .npz or .json by suffix; see :func:`dhpe_fast.io.save_fit`."""
+        from dhpe_fast import io
+
+        io.save_fit(self, path)
+
+
+def fit(
+    image: np.ndarray | Tensor | str | os.PathLike[str],
+    *,
+    keypoints: Any = None,
+    order: str = "std",
+    boxes: Any = None,
+    mask: Any = None,
+    hand: Literal["auto", "right", "left"] = "auto",
+    model: HandModel | None = None,
+    camera: Pinhole | Any = None,
+    iterations: int = 50,
+    device: torch.device | str | None = None,
+    evidence: Literal["auto", "mediapipe"] | EvidenceSource = "auto",
+) -> HandFit | list[HandFit]:
+    """Recovers the dense 3D hand, or hands, of one RGB image.
+
+    Args:
+        image: RGB array (H, W, 3) uint8, a path, or a tensor; :func:`dhpe_fast.image.read_image` says what else.
+        keypoints: 2D joints in pixels of the image, (21, 2), (21, 3) with confidences, or (N, 21, 2 | 3) for N hands.
+        order: joint order of the keypoints, a key of ``conventions.JOINT_ORDERS``.
+        boxes: (N, 4) left, top, right, bottom: where an evidence source should look, instead of everywhere.
+        mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; bool, or numbers where non-zero is hand.
+        hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right hand
+            and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided by
+            perspective where `camera` is given, and is the right hand otherwise.
+        model: a hand model; None is the package's own.
+        camera: intrinsics, a Pinhole or a matrix K (3, 3); the result is then metric in the camera's frame. None fits a
+            weak-perspective camera.
+        iterations: the most steps of the final refinement; it stops earlier when it has converged.
+        device: where to compute; None is the model's device.
+        evidence: who supplies 2D joints when `keypoints` is None: "mediapipe", "auto" (MediaPipe where it is
+            installed), or any callable of the protocol :class:`dhpe_fast.evidence.EvidenceSource`.
+
+    Returns:
+        One HandFit for keypoints of one hand; a list otherwise, empty when the source found no hand.
+
+    Raises:
+        ValueError, TypeError: for bad input, naming the argument.
+        ImportError: when no keypoints are given and no evidence source is installed.
+    """
+    clock = _Clock()
+    options = _Options.of(hand, model, camera, iterations, device)
+    pixels = read_image(image)
+    clock.lap("read")
+    if keypoints is not None:
+        if boxes is not None:
+            raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
+        found, single = given_hands(keypoints, order=order)
+    else:
+        found, single = evidence_source(evidence)(pixels, boxes), False
+    masks = _masks(mask, len(found), pixels.shape[:2])
+    clock.lap("evidence")
+    fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
+    return fits[0] if single else fits
+
+
+@dataclass(frozen=True)
+class _Options:
+    side: Side | None
+    model: HandModel
+    camera: Pinhole | None
+    iterations: int
+
+    @classmethod
+    def of(cls, hand: str, model: Any, camera: Any, iterations: Any, device: Any) -> _Options:
+        if hand not in ("auto", "right", "left"):
+            raise ValueError(f"hand: expected 'auto', 'right' or 'left', got {hand!r}")
+        if model is not None and not isinstance(model, HandModel):
+            raise TypeError(f"model: expected a HandModel or None, got {type(model).__name__}")
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+            raise ValueError(f"iterations: expected a whole number >= 0, got {iterations!r}")
+        if camera is not None and not isinstance(camera, Pinhole):
+            camera = Pinhole.from_matrix(camera)
+        model = model if model is not None else _default_model()
+        if device is not None and torch.device(device) != model.faces.device:
+            model = _moved_model(model, torch.device(device))
+        return cls(None if hand == "auto" else hand, model, camera, iterations)
+
+
+def _fit_hand(
+    image_size: tuple[int, int],
+    evidence: HandEvidence,
+    mask: np.ndarray | None,
+    options: _Options,
+    clock: _Clock,
+) -> HandFit:
+    side = options.side or evidence.side
+    if side is not None:
+        sides = [side]
+    else:
+        sides = ["right"] if options.camera is None else ["right", "left"]
+    seen = evidence.confidence > 0
+    crop = CropBox.from_points(_undistorted(evidence.joints2d_px[seen], options.camera), around="box")
+    views = [_View.of(evidence, mask, crop, options, each) for each in sides]
+    clock.lap("crop")
+    rough = [_first_estimate(view) for view in views]
+    clock.lap("first_estimate")
+    refined = [_refine_finalists(view, guess, options.iterations) for view, guess in zip(views, rough, strict=True)]
+    winner = min(range(len(sides)), key=lambda i: float(refined[i].energy))
+    clock.lap("refine")
+    return _answer(views[winner], refined[winner], evidence, image_size, mask, clock)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One hand's evidence as its model sees it: mirrored if the model is of the other side."""
+
+    side: Side
+    hand: HandConstants
+    evidence: Evidence2d
+    crop: CropBox
+    camera: Pinhole | None
+    solver_camera: CropCamera
+    mirrored: bool
+
+    @classmethod
+    def of(cls, evidence: HandEvidence, mask: np.ndarray | None, crop: CropBox, options: _Options, side: Side) -> _View:
+        device = options.model.faces.device
+        mirrored = side != options.model.side
+        flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0], dtype=torch.float64)
+        confidence = torch.from_numpy(evidence.confidence).double()
+        joints_px = torch.from_numpy(_undistorted(evidence.joints2d_px, options.camera))
+        joints = torch.where(confidence[:, None] > 0, crop.to_crop(joints_px), 0.0) * flip
+        crop_mask = None
+        if mask is not None:
+            crop_mask = torch.from_numpy(crop.crop_image(mask.astype(np.float32), CROP_SIZE_PX))
+            crop_mask = (crop_mask.flip(1) if mirrored else crop_mask).to(device)
+        solver_camera: CropCamera = ScaledOrthographic()
+        if options.camera is not None:
+            camera, half = options.camera, 0.5 * crop.size_px
+            center = crop.to_crop(torch.tensor([camera.cx, camera.cy], dtype=torch.float64)) * flip
+            solver_camera = PerspectiveCrop((camera.fx / half, camera.fy / half), tuple(center.tolist()))
+        return cls(
+            side,
+            _constants(options.model),
+            Evidence2d(joints.to(device), confidence.to(device), crop_mask),
+            crop,
+            options.camera,
+            solver_camera,
+            mirrored,
+        )
+
+
+def _first_estimate(view: _View) -> Refined:
+    """Several alignments of typical poses, refined on the skeleton; the best few of them."""
+    start = initial_states(view.hand, view.evidence, STARTS)
+    camera = ScaledOrthographic()
+    for weights, steps in (
+        (Weights(joint_sigma=ROUGH_SIGMA), ROUGH_ITERATIONS),
+        (Weights(), SKELETON_ITERATIONS),
+    ):
+        objective = Objective(view.hand, view.evidence, camera, weights, use_mesh=False)
+        result = refine(objective, start, iterations=steps)
+        start = result.state
+    order = _distinct(result.energy)
+    return Refined(result.state[order], result.energy[order], result.iterations, result.converged[order])
+
+
+def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists
+    """The best hypotheses, those that have met in the same minimum counted once."""
+    chosen: list[int] = []
+    for index in energy.argsort().tolist():
+        if not chosen or float(energy[index] - energy[chosen[-1]]) > SAME_MINIMUM:
+            chosen.append(index)
+    return torch.tensor(chosen[:FINALISTS], device=energy.device)
+
+
+def _refine_finalists(view: _View, guess: Refined, iterations: int) -> Refined:
+    """The mesh objective from each finalist, under the camera that is known; the best of them."""
+    state = guess.state
+    if isinstance(view.solver_camera, PerspectiveCrop):
+        state = _in_perspective(view.hand.model, view.solver_camera, state)
+    return best(
+        refine(Objective(view.hand, view.evidence, view.solver_camera), state, iterations=iterations, race=True)
+    )
+
+
+def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState) -> HandState:
+    """The state under the true camera: at the depth where its size at the root is that of the orthographic image."""
+    dtype = model.hands_mean.dtype
+    joints_m = model(state.pose.to(dtype), state.betas.to(dtype)).joints_m.to(state.cam.dtype)
+    root = (state.rotation @ joints_m[:, MIDDLE_MCP, :, None])[..., 0]
+    scale = state.cam[:, :1].exp()
+    root_image = root[:, :2] * scale + state.cam[:, 1:]
+    focal = state.cam.new_tensor(camera.focal)
+    depth = focal.mean() / scale
+    xy = (root_image - state.cam.new_tensor(camera.center)) / focal * depth
+    return HandState(state.pose, state.betas, state.rotation, torch.cat([xy, depth], dim=1) - root)
+
+
+def _answer(
+    view: _View,
+    refined: Refined,
+    evidence: HandEvidence,
+    image_size: tuple[int, int],
+    mask: np.ndarray | None,
+    clock: _Clock,
+) -> HandFit:
+    """From the solver's crop frame (of the mirrored view, perhaps) to the image's."""
+    state = _unmirrored(view, refined.state) if view.mirrored else refined.state
+    model = _mirrored_model(view.hand.model) if view.mirrored else view.hand.model
+    dtype = model.hands_mean.dtype
+    mesh = model(state.pose.to(dtype), state.betas.to(dtype))
+    points = torch.cat([mesh.verts_m[0], mesh.joints_m[0]]).double() @ state.rotation[0].T
+    root, cam = points[len(mesh.verts_m[0]) + MIDDLE_MCP], state.cam[0]
+    if view.camera is None:
+        scale, trans = cam[0].exp(), torch.cat([cam[1:], cam.new_zeros(1)])
+        camera = view.crop.weak_perspective(float(scale), (scale * root + trans).tolist())
+        points = points - root
+    else:
+        camera, points = view.camera, points + cam
+        scale, trans = _as_weak_perspective(view, root, root + cam)
+    verts_m, joints_m = points.float().split([len(points) - 21, 21])
+    params = HandParams(
+        pose=state.pose, shape=state.betas, quat=matrix_to_quaternion(state.rotation), scale=scale.reshape(1, 1),
+        trans=trans.reshape(1, 3),
+    )  # fmt: skip
+    joints2d_px = camera.project(joints_m)
+    verts_px = torch.cat([camera.project(verts_m), verts_m[:, 2:]], dim=-1)
+    rendered = silhouette(verts_px, model.faces, image_size) > 0.5
+    clock.lap("render")
+    return HandFit(
+        side=view.side,
+        verts_m=verts_m,
+        joints_m=joints_m,
+        joints2d_px=joints2d_px,
+        faces=model.faces,
+        mask=rendered,
+        params=params.to(dtype=torch.float32).detach(),
+        model=model,
+        crop=view.crop,
+        camera=camera,
+        keypoints2d_px=torch.from_numpy(evidence.joints2d_px).float().to(verts_m.device),
+        confidence=torch.from_numpy(evidence.confidence).float().to(verts_m.device),
+        score=evidence.score,
+        residuals=_residuals(joints2d_px, evidence, rendered, mask, refined),
+        timings_ms=clock.stages_ms,
+        iterations=refined.iterations,
+        converged=bool(refined.converged),
+    )
+
+
+def _as_weak_perspective(view: _View, root: Tensor, root_in_camera: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and translation of the crop frame that agree with the true camera at the root."""
+    half = 0.5 * view.crop.size_px
+    scale = view.camera.focal_px / half / root_in_camera[2]
+    ideal = Pinhole(view.camera.fx, view.camera.fy, view.camera.cx, view.camera.cy)
+    image = view.crop.to_crop(ideal.project(root_in_camera))
+    return scale, torch.cat([image - scale * root[:2], scale.new_zeros(1)])
+
+
+def _residuals(
+    joints2d_px: Tensor, evidence: HandEvidence, rendered: Tensor, mask: np.ndarray | None, refined: Refined
+) -> dict[str, float]:
+    seen = evidence.confidence > 0
+    keypoints = evidence.joints2d_px[seen]
+    distance = np.linalg.norm(joints2d_px.cpu().double().numpy()[seen] - keypoints, axis=1)
+    mean_px = float(np.average(distance, weights=evidence.confidence[seen]))
+    box_px = float(np.ptp(keypoints, axis=0).max())
+    residuals = {"joints2d_px": mean_px, "joints2d_box": mean_px / box_px, "energy": float(refined.energy)}
+    if mask is not None:
+        ours = rendered.cpu().numpy()
+        residuals["mask_iou"] = float((ours & mask).sum() / max((ours | mask).sum(), 1))
+    return residuals
+
+
+def _unmirrored(view: _View, state: HandState) -> HandState:
+    """The state of the hand in the image, from that of its mirror image."""
+    reflect = state.cam.new_tensor((-1.0, 1.0, 1.0))
+    rotation = state.rotation * torch.outer(reflect, reflect)
+    return HandState(mirror_pose(state.pose), state.betas, rotation, view.solver_camera.mirrored(state.cam))
+
+
+def _undistorted(points_px: np.ndarray, camera: Pinhole | None) -> np.ndarray:
+    """Pixels as the camera would give them without its lens distortion; the solver knows ideal pinholes only."""
+    if camera is None or not any(camera.dist):
+        return points_px
+    rays = camera.unproject(torch.from_numpy(points_px), 1.0)
+    return Pinhole(camera.fx, camera.fy, camera.cx, camera.cy).project(rays).numpy()
+
+
+def _masks(mask: Any, count: int, image_size: tuple[int, int]) -> Sequence[np.ndarray | None]:
+    if mask is None:
+        return [None] * count
+    masks = read_mask(mask)
+    if masks.shape[-2:] != tuple(image_size):
+        raise ValueError(f"mask: expected height and width {tuple(image_size)} of the image, got {masks.shape}")
+    masks = masks[None] if masks.ndim == 2 else masks
+    if len(masks) != count:
+        raise ValueError(f"mask: expected one for each of the {count} hands, got {len(masks)}")
+    return list(masks)
+
+
+_constants_of: WeakKeyDictionary[HandModel, HandConstants] = WeakKeyDictionary()
+_mirror_of: WeakKeyDictionary[HandModel, HandModel] = WeakKeyDictionary()
+
+
+def _constants(model: HandModel) -> HandConstants:
+    """The solver's constants, made once for each model (and again if it was moved meanwhile)."""
+    known = _constants_of.get(model)
+    if known is None or known.laplacian.device != model.faces.device or known.laplacian.dtype != model.hands_mean.dtype:
+        known = _constants_of[model] = HandConstants.of(model)
+    return known
+
+
+def _mirrored_model(model: HandModel) -> HandModel:
+    known = _mirror_of.get(model)
+    if known is None or known.faces.device != model.faces.device or known.hands_mean.dtype != model.hands_mean.dtype:
+        known = _mirror_of[model] = model.mirrored()
+    return known
+
+
+@lru_cache(maxsize=1)
+def _default_model() -> HandModel:
+    return HandModel.default()
+
+
+@lru_cache(maxsize=8)
+def _moved_model(model: HandModel, device: torch.device) -> HandModel:
+    return HandModel(model.arrays(), dtype=model.hands_mean.dtype).to(device)
+
+
+class _Clock:
+    """Milliseconds between laps, by the wall."""
+
+    def __init__(self, stages_ms: dict[str, float] | None = None) -> None:
+        self.stages_ms = dict(stages_ms or {})
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
+        self._last = now
+
+    def copy(self) -> _Clock:
+        return _Clock(self.stages_ms)

@@ -1,0 +1,214 @@
+"""The whole job: keypoints in, hand out, judged in pixels and millimetres against hands whose answer is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import dhpe_fast
+from dhpe_fast.conventions import JOINT_ORDERS
+from dhpe_fast.evidence import HandEvidence
+from dhpe_fast.hand import HandModel, Pinhole, WeakPerspective, anatomy
+from dhpe_fast.metrics import pa_mpjpe_mm
+from dhpe_fast.ops import silhouette
+from dhpe_fast.rotation import quaternion_to_matrix
+
+SIZE = (240, 320)
+BLANK = np.zeros((*SIZE, 3), np.uint8)
+K = Pinhole(400.0, 410.0, 150.0, 130.0)
+
+
+def make_hand(seed: int, side: str = "right", camera=None) -> tuple[torch.Tensor, torch.Tensor, HandModel]:
+    """A natural hand somewhere in the image: its camera-frame joints, vertices and model."""
+    rng = np.random.default_rng(seed)
+    model = HandModel.default(side)
+    axes = anatomy.joint_axes(model.rest_joints_m().numpy(), model.rest_tips_m().numpy(), side)
+    pose = torch.from_numpy(anatomy.sample_poses(axes, 1, rng)).float()
+    betas = torch.from_numpy(rng.normal(size=(1, 10)).clip(-2, 2)).float()
+    mesh = model(pose, betas)
+    turn = quaternion_to_matrix(torch.from_numpy(rng.normal(size=4)).float())
+    at = torch.from_numpy(np.append(rng.uniform(-0.03, 0.03, 2), rng.uniform(0.4, 0.6))).float()
+    root = mesh.joints_m[0, 9]
+    return (mesh.joints_m[0] - root) @ turn.T + at, (mesh.verts_m[0] - root) @ turn.T + at, model
+
+
+def weak_image(joints_m: torch.Tensor) -> np.ndarray:
+    return WeakPerspective(700.0, (160.0, 120.0)).project(joints_m).numpy()
+
+
+def test_rendered_hands_are_recovered():
+    """Exact joints of ten random hands: within half a percent of the box, and a few millimetres in space."""
+    errors_mm = []
+    for seed in range(10):
+        side = ("right", "left")[seed % 2]
+        joints_m, _, _ = make_hand(seed, side)
+        hand = dhpe_fast.fit(BLANK, keypoints=weak_image(joints_m), hand=side)
+        assert hand.side == side
+        assert hand.residuals["joints2d_box"] < 0.005
+        errors_mm.append(float(pa_mpjpe_mm(hand.joints_m, joints_m)))
+    assert np.median(errors_mm) < 8
+
+
+def test_answer_is_consistent_with_itself():
+    """Every field tells the same hand: params decode to the vertices, the camera draws them where the mask is."""
+    joints_m, _, _ = make_hand(1, "left")
+    hand = dhpe_fast.fit(BLANK, keypoints=weak_image(joints_m), hand="left")
+    decoded = hand.model.decode(hand.params)
+    assert hand.model.side == hand.side == "left"
+    torch.testing.assert_close(hand.crop.from_crop(decoded.joints_m[0]), hand.joints2d_px, rtol=0, atol=1e-2)
+    torch.testing.assert_close(hand.crop.from_crop(decoded.verts_m[0]), hand.verts2d_px, rtol=0, atol=1e-2)
+    torch.testing.assert_close(hand.camera.project(hand.joints_m), hand.joints2d_px)
+    torch.testing.assert_close(hand.joints_m[9], torch.zeros(3), rtol=0, atol=1e-6)
+    inside = hand.joints2d_px.long().clamp_min(0)
+    visible = (inside[:, 0] < SIZE[1]) & (inside[:, 1] < SIZE[0])
+    assert hand.mask[inside[visible, 1], inside[visible, 0]].float().mean() > 0.8
+    assert hand.mask.shape == SIZE
+    assert set(hand.timings_ms) >= {"read", "evidence", "first_estimate", "refine", "render"}
+
+
+def test_mirrored_image_gives_the_mirrored_hand():
+    joints_m, _, _ = make_hand(2)
+    keypoints = weak_image(joints_m)
+    right = dhpe_fast.fit(BLANK, keypoints=keypoints, hand="right")
+    mirrored = keypoints * [-1, 1] + [SIZE[1], 0]
+    left = dhpe_fast.fit(BLANK, keypoints=mirrored, hand="left")
+    expected = right.verts_m * torch.tensor([-1.0, 1.0, 1.0])
+    torch.testing.assert_close(left.verts_m, expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(left.mask.flip(1).float().mean(), right.mask.float().mean(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_known_intrinsics_give_the_metric_position(side):
+    """Depth follows from size, and size is a guess of 10 %: the direction is exact, the distance within 15 %."""
+    joints_m, _, _ = make_hand(4, side)
+    hand = dhpe_fast.fit(BLANK, keypoints=K.project(joints_m).numpy(), hand=side, camera=K.matrix)
+    assert isinstance(hand.camera, Pinhole)
+    assert hand.residuals["joints2d_box"] < 0.006
+    assert float(hand.joints_m[9, 2]) == pytest.approx(float(joints_m[9, 2]), rel=0.15)
+    direction, truth = (torch.nn.functional.normalize(j[9], dim=0) for j in (hand.joints_m, joints_m))
+    assert float(direction @ truth) > 0.9999
+    # params speak of the weak-perspective hand of the crop: exact at the root, foreshortening apart elsewhere.
+    decoded = hand.crop.from_crop(hand.model.decode(hand.params).joints_m[0])
+    torch.testing.assert_close(decoded[9], hand.joints2d_px[9], rtol=0, atol=1e-2)
+    assert (decoded - hand.joints2d_px).norm(dim=1).mean() < 0.1 * hand.crop.size_px
+
+
+def test_lens_distortion_is_undone():
+    joints_m, _, _ = make_hand(5)
+    camera = Pinhole(400.0, 410.0, 150.0, 130.0, (-0.3, 0.1, 0.001, -0.002, 0.0))
+    hand = dhpe_fast.fit(BLANK, keypoints=camera.project(joints_m).numpy(), hand="right", camera=camera)
+    assert hand.residuals["joints2d_box"] < 0.006
+
+
+def test_mask_improves_the_silhouette():
+    """Joints moved by noise of 4 % of the box; the true mask pulls the silhouette back."""
+    joints_m, verts_m, model = make_hand(6)
+    camera = WeakPerspective(700.0, (160.0, 120.0))
+    verts_px = torch.cat([camera.project(verts_m), verts_m[:, 2:]], 1)
+    mask = silhouette(verts_px, model.faces, SIZE).numpy() > 0
+    noise = np.random.default_rng(0).normal(size=(21, 2)) * 5
+    noisy = camera.project(joints_m).numpy() + noise
+    without = dhpe_fast.fit(BLANK, keypoints=noisy, hand="right")
+    with_mask = dhpe_fast.fit(BLANK, keypoints=noisy, hand="right", mask=mask)
+    before = (without.mask.numpy() & mask).sum() / (without.mask.numpy() | mask).sum()
+    assert with_mask.residuals["mask_iou"] > before + 0.01
+    assert with_mask.residuals["mask_iou"] > 0.85
+
+
+def test_orders_confidences_and_several_hands():
+    first, second = weak_image(make_hand(7)[0]), weak_image(make_hand(8)[0])
+    rhd = np.empty_like(first)
+    rhd[list(JOINT_ORDERS["rhd"])] = first  # so that rhd gathered by the table is `first`
+    one = dhpe_fast.fit(BLANK, keypoints=first)
+    other = dhpe_fast.fit(BLANK, keypoints=rhd, order="rhd")
+    torch.testing.assert_close(one.verts_m, other.verts_m)
+
+    hidden = np.concatenate([first, np.ones((21, 1))], 1)
+    hidden[[8, 12]] = [[np.nan, np.nan, 0.0], [1e4, 1e4, 0.0]]
+    partly = dhpe_fast.fit(BLANK, keypoints=hidden)
+    shown = [j for j in range(21) if j not in (8, 12)]
+    assert (partly.joints2d_px[shown] - torch.from_numpy(first).float()[shown]).norm(dim=1).mean() < 1.5
+    assert bool(partly.keypoints2d_px[8].isnan().all())
+
+    both = dhpe_fast.fit(BLANK, keypoints=np.stack([first, second]))
+    assert isinstance(both, list)
+    torch.testing.assert_close(both[0].verts_m, one.verts_m)
+    assert both[1].residuals["joints2d_box"] < 0.005
+
+
+def test_any_evidence_source_can_be_plugged_in():
+    keypoints = weak_image(make_hand(9, "left")[0])
+
+    def source(image_rgb: np.ndarray, boxes: np.ndarray | None) -> list[HandEvidence]:
+        assert image_rgb.shape == BLANK.shape
+        return [HandEvidence(keypoints.astype(np.float64), np.ones(21), "left", 0.9)]
+
+    (hand,) = dhpe_fast.fit(BLANK, evidence=source)
+    assert hand.side == "left"
+    assert hand.score == 0.9
+    assert dhpe_fast.fit(BLANK, evidence=lambda image, boxes: []) == []
+
+
+def test_a_float64_left_model_of_the_caller_is_used_for_both_sides():
+    model = HandModel.default("left", dtype=torch.float64)
+    joints_m, _, _ = make_hand(3)
+    hand = dhpe_fast.fit(BLANK, keypoints=weak_image(joints_m), hand="right", model=model)
+    assert hand.model.side == "right"
+    assert hand.residuals["joints2d_box"] < 0.005
+
+
+def test_zero_iterations_return_the_first_estimate():
+    hand = dhpe_fast.fit(BLANK, keypoints=weak_image(make_hand(3)[0]), iterations=0)
+    assert hand.iterations == 0
+    assert not hand.converged
+    assert hand.residuals["joints2d_box"] < 0.05
+
+
+GOOD = weak_image(make_hand(0)[0])
+BAD_INPUT = {
+    "hand": ({"hand": "both"}, ValueError, "hand: expected 'auto', 'right' or 'left', got 'both'"),
+    "model": ({"model": "MANO_RIGHT.pkl"}, TypeError, "model: expected a HandModel or None, got str"),
+    "iterations": ({"iterations": -1}, ValueError, "iterations: expected a whole number >= 0, got -1"),
+    "camera": ({"camera": np.eye(4)}, ValueError, r"matrix: expected \(3, 3\), got \(4, 4\)"),
+    "mask size": ({"mask": np.ones((4, 4), bool)}, ValueError, r"mask: expected height and width \(240, 320\)"),
+    "mask count": (
+        {"mask": np.ones((2, *SIZE), bool)},
+        ValueError,
+        "mask: expected one for each of the 1 hands, got 2",
+    ),
+    "empty mask": ({"mask": np.zeros(SIZE, bool)}, ValueError, "mask: .*no pixel"),
+    "boxes too": ({"boxes": [[0, 0, 9, 9]]}, ValueError, "boxes: give either keypoints or boxes"),
+    "order": ({"order": "random"}, ValueError, "order.*random"),
+    "shape": ({"keypoints": GOOD[:20]}, ValueError, r"keypoints.*\(20, 2\)"),
+    "too few": (
+        {"keypoints": np.c_[GOOD, np.arange(21) < 3]},
+        ValueError,
+        "keypoints: 3 joints have a confidence above 0, at least 4",
+    ),
+    "nan": ({"keypoints": np.where(np.arange(42).reshape(21, 2) == 8, np.nan, GOOD)}, ValueError, "keypoints.*joint 4"),
+    "one point": ({"keypoints": np.full((21, 2), 7.0)}, ValueError, "keypoints"),
+    "evidence": ({"keypoints": None, "evidence": "magic"}, ValueError, "evidence.*magic"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_named(case):
+    change, error, message = BAD_INPUT[case]
+    with pytest.raises(error, match=message):
+        dhpe_fast.fit(BLANK, **{"keypoints": GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "name", ["freihand_00000355.jpg", "onehand10k_1402.jpg", "panoptic_005880453_01_r.jpg", "rhd_00111.png"]
+)
+def test_photographs(hand_photographs, name):
+    """Annotated joints of real photographs are met within 3 % of their box."""
+    annotations = json.loads((hand_photographs / "annotations.json").read_text())
+    (entry,) = [e for e in annotations["images"] if e["file"] == name]
+    hand = dhpe_fast.fit(hand_photographs / name, keypoints=entry["keypoints"], hand=entry.get("hand", "auto"))
+    assert hand.converged
+    assert hand.residuals["joints2d_box"] < 0.03
+    assert hand.params.shape.abs().max() < 3
