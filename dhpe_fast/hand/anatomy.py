@@ -192,7 +192,6 @@ _RELAXED = {
     "ring": (21.0, 1.0, 32.0, 18.0),
     "little": (23.0, 4.0, 32.0, 18.0),
 }
-_RING_TUCKED = (74.0, 0.0, 97.0, 56.0)
 # Degrees: (CMC flexion, abduction, twist, MCP flexion, IP flexion) of the thumb.
 _THUMB_RELAXED = (4.0, 2.0, -4.0, 12.0, 14.0)
 _THUMB_OVER_FIST = (20.0, 6.0, -22.0, 36.0, 56.0)
@@ -213,19 +212,22 @@ def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, 
         "ring": (8.0, -3.0, 12.0, 7.0),
         "little": (2.0, -6.0, 8.0, 5.0),
     }
+    victory = {
+        "index": (-2.0, 11.0, 2.0, 1.0),
+        "middle": (6.0, -4.0, 2.0, 1.0),
+        "ring": (70.0, -7.0, 97.0, 56.0),
+        "little": (74.0, -6.0, 90.0, 50.0),
+    }
     return {
         "flat": (straight, (0.0, 0.0, 0.0, 0.0, 0.0)),
         "relaxed": (_RELAXED, _THUMB_RELAXED),
         "fist": (_FISTED, _THUMB_OVER_FIST),
-        "point": (_FISTED | {"index": (6.0, 0.0, 3.0, 2.0)}, _THUMB_TUCKED),
+        "point": (_FISTED | {"index": (6.0, 5.0, 3.0, 2.0), "middle": (78.0, 0.0, 99.0, 56.0)}, _THUMB_TUCKED),
         "ok": (loose | {"index": (49.0, -2.0, 44.0, 22.0)}, (11.0, 9.0, -34.0, 16.0, 22.0)),
         "spread": (spread, (-22.0, -2.0, 6.0, -6.0, -8.0)),
         "thumbs_up": (_FISTED, (-22.0, -14.0, 8.0, -6.0, -10.0)),
         "pinch": (_RELAXED | {"index": (48.0, -2.0, 41.0, 21.0)}, (13.0, 8.0, -34.0, 15.0, 11.0)),
-        "victory": (
-            _FISTED | {"index": (-2.0, 10.0, 2.0, 1.0), "middle": (-2.0, -10.0, 2.0, 1.0), "ring": _RING_TUCKED},
-            (30.0, -4.0, -22.0, 36.0, 44.0),
-        ),
+        "victory": (victory, (30.0, -4.0, -22.0, 36.0, 44.0)),
         "claw": (claw, (2.0, 10.0, -6.0, 16.0, 34.0)),
         "index_bent": (straight | {"index": (60.0, 0.0, 70.0, 45.0)}, _THUMB_RELAXED),
         "little_bent": (straight | {"little": (55.0, 2.0, 65.0, 40.0)}, _THUMB_RELAXED),

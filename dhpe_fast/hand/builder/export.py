@@ -24,7 +24,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
             for name in sorted(arrays):
                 buffer = io.BytesIO()
                 np.lib.format.write_array(
-                    buffer, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False
+                    buffer, np.asarray(arrays[name], order="C"), version=(1, 0), allow_pickle=False
                 )
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
                 entry.compress_type = zipfile.ZIP_DEFLATED
