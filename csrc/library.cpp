@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
       "Tensor skin_joints, Tensor skin_weights, Tensor parents) -> (Tensor grad_pose, Tensor grad_betas)");
   m.def(
       "rasterize(Tensor verts_px, Tensor faces, int height, int width, bool perspective, float? z_near, "
-      "bool cull_backfaces) -> (Tensor face_index, Tensor bary, Tensor depth)");
+      "bool cull_backfaces) -> (Tensor bary, Tensor depth, Tensor face_index)");
   m.def(
       "_rasterize_backward(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces, "
       "bool perspective, float? z_near, bool cull_backfaces, bool deterministic) -> Tensor");

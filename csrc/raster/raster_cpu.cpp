@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> rasterize_cpu(Tensor verts_px, Tensor faces, 
                                        nullptr};
     draw(p, B);
   });
-  return {face_index, bary, depth};
+  return {bary, depth, face_index};
 }
 
 Tensor rasterize_backward_cpu(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces,

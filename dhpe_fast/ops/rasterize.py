@@ -60,7 +60,7 @@ def rasterize(
     height, width = image_height_width(image_size)
     z_near = _checked_z_near(z_near, perspective)
     try:
-        face_index, bary, depth = torch.ops.dhpe_fast.rasterize(
+        bary, depth, face_index = torch.ops.dhpe_fast.rasterize(
             flatten_batch(verts_px), faces, height, width, perspective, z_near, cull_backfaces
         )
     except RuntimeError:
@@ -87,9 +87,9 @@ def _checked_z_near(z_near: float | None, perspective: bool) -> float | None:
 def _rasterize_fake(verts_px, faces, height, width, perspective, z_near, cull_backfaces):
     n_images = verts_px.shape[0]
     return (
-        verts_px.new_empty(n_images, height, width, dtype=torch.int32),
         verts_px.new_empty(n_images, height, width, 3),
         verts_px.new_empty(n_images, height, width),
+        verts_px.new_empty(n_images, height, width, dtype=torch.int32),
     )
 
 
@@ -100,12 +100,13 @@ def _rasterize_backward_fake(grad_bary, grad_depth, face_index, verts_px, *optio
 
 def _setup_context(ctx, inputs, output) -> None:
     verts_px, faces, _, _, *ctx.options = inputs
-    ctx.save_for_backward(output[0], verts_px, faces)
-    ctx.mark_non_differentiable(output[0])
+    _bary, _depth, face_index = output
+    ctx.save_for_backward(face_index, verts_px, faces)
+    ctx.mark_non_differentiable(face_index)
     ctx.set_materialize_grads(True)
 
 
-def _backward(ctx, _grad_face_index, grad_bary, grad_depth):
+def _backward(ctx, grad_bary, grad_depth, _grad_face_index):
     grad_verts = torch.ops.dhpe_fast._rasterize_backward(
         grad_bary, grad_depth, *ctx.saved_tensors, *ctx.options, torch.are_deterministic_algorithms_enabled()
     )

@@ -94,8 +94,9 @@ def _silhouette_nmr_backward_fake(grad_mask, face_index, verts_px, faces, eps, d
 
 def _setup_context(ctx, inputs, output) -> None:
     verts_px, faces, _, _, _, _, ctx.eps = inputs
-    ctx.save_for_backward(output[1], verts_px, faces)
-    ctx.mark_non_differentiable(output[1])
+    _mask, face_index = output
+    ctx.save_for_backward(face_index, verts_px, faces)
+    ctx.mark_non_differentiable(face_index)
     ctx.set_materialize_grads(True)
 
 

@@ -158,6 +158,8 @@ def nearest_face(setup: FaceSetup, size: tuple[int, int]) -> Tensor:  # (H, W) i
     best_depth = torch.full(size, torch.inf, dtype=dtype, device=device)
     best_face = torch.full(size, -1, dtype=torch.int32, device=device)
     drawn = torch.nonzero(setup.is_drawn)[:, 0]
+    if len(drawn) == 0:
+        return best_face
     for ids in drawn.split(max(1, _PIXELS_PER_CHUNK // (height * width))):
         chunk = FaceSetup(*(t[ids][:, None, None] for t in setup))
         edges = _edge_values(chunk, centre)  # (n, H, W, 3)
@@ -166,9 +168,8 @@ def nearest_face(setup: FaceSetup, size: tuple[int, int]) -> Tensor:  # (H, W) i
         x0, x1, y0, y1 = chunk.pixels.unbind(-1)
         inside &= (column >= x0) & (column <= x1) & (row >= y0) & (row <= y1)
         depth = torch.where(inside, _interpolate(edges, chunk)[1], torch.inf)
-        nearest, at = depth.min(0)
-        # torch.min promises no order among equals; the first of them is wanted.
-        at = (depth == nearest).to(torch.int8).argmax(0) if len(ids) > 1 else at
+        nearest = depth.amin(0)
+        at = (depth == nearest).to(torch.uint8).argmax(0)  # the first of equals
         closer = nearest < best_depth
         best_depth = torch.where(closer, nearest, best_depth)
         best_face = torch.where(closer, ids[at].int(), best_face)
