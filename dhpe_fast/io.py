@@ -65,6 +65,8 @@ class Keypoints:
     """(21, 2) or (N, 21, 2) float64, STD order, pixels; a third column is the confidence. NaN is unknown."""
     side: str | None = None
     """'right' or 'left', if the file says so."""
+    named: bool = False
+    """Whether the file says which image they belong to."""
 
 
 def read_keypoints(
@@ -102,7 +104,8 @@ def read_keypoints(
     else:
         raise ValueError(f"{file}: expected a .json or .npy file, got '{file.suffix}'")
     found: dict[str, Any] = {}
-    if isinstance(entry, dict) and "keypoints" not in entry:
+    named = isinstance(entry, dict) and "keypoints" not in entry
+    if named:
         found["order"] = entry.get("order") if "images" in entry else None
         entry = _entry_of(entry.get("images", entry), image_name, file)
     if isinstance(entry, dict):
@@ -117,7 +120,7 @@ def read_keypoints(
     name = order or found.get("order") or "std"
     if name not in JOINT_ORDERS:
         raise ValueError(f"{file}: unknown joint order {name!r}; known are {', '.join(JOINT_ORDERS)}")
-    return Keypoints(joints2d_px[..., list(joint_permutation(name)), :], side)
+    return Keypoints(joints2d_px[..., list(joint_permutation(name)), :], side, named)
 
 
 def _entry_of(images: Any, image_name: str | None, file: Path) -> Any:

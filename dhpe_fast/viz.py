@@ -123,7 +123,7 @@ def draw_skeleton(
         if known[joint]:
             _disc(picture, joints2d_px[joint], _EDGE_COLOR, 0.95 * size + _border(size))
             _disc(picture, joints2d_px[joint], _joint_color(joint), 0.95 * size)
-            _disc(picture, joints2d_px[joint], (255, 255, 255), 0.42 * size)
+            _disc(picture, joints2d_px[joint], (255, 255, 255), 0.5 * size)
     return picture
 
 

@@ -1,0 +1,243 @@
+"""The command line: ``dhpe-fast fit``, ``dhpe-fast demo``, ``dhpe-fast doctor``.
+
+Everything heavy is imported inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dhpe_fast.fit import HandFit
+
+app = typer.Typer(
+    name="dhpe-fast",
+    help="A dense 3D hand from one RGB image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Hand(str, Enum):
+    """Which hand is in the picture."""
+
+    auto = "auto"
+    left = "left"
+    right = "right"
+
+
+class MeshFormat(str, Enum):
+    """Mesh files that ``io.save_fit`` writes."""
+
+    glb = "glb"
+    obj = "obj"
+    ply = "ply"
+    npz = "npz"
+
+
+@app.command()
+def fit(
+    images: Annotated[list[Path], typer.Argument(help="Pictures of hands.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if missing.")] = Path(
+        "out"
+    ),
+    keypoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="2D joints in pixels: .npy (21, 2 or 3), or .json, which may name several images. "
+            "Without it MediaPipe finds the hands."
+        ),
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Joint order of the keypoints, for instance std, mano21, rhd, interhand.")
+    ] = None,
+    hand: Annotated[Hand, typer.Option(help="Which hand it is.")] = Hand.auto,
+    mano: Annotated[
+        Path | None, typer.Option(help="A licensed MANO file, MANO_RIGHT.pkl, instead of the default hand.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+    iterations: Annotated[int, typer.Option(min=0, help="The most steps of refinement.")] = 50,
+    formats: Annotated[
+        list[MeshFormat] | None, typer.Option("--format", help="Mesh format; repeat it for several.")
+    ] = None,
+) -> None:
+    """Fit hands in pictures: an overlay, a mesh and all parameters of each.
+
+    IMAGE.jpg gives IMAGE_overlay.png, IMAGE.glb and IMAGE.json; with several hands each has a number. A
+    picture that fails is reported, the others go on, and the exit code is 1.
+    """
+    with _one_line_errors():
+        job = _Job.of(output, keypoints, order, mano)
+        options = {"hand": hand.value, "device": device, "iterations": iterations, "model": job.model}
+        suffixes = [f".{item.value}" for item in formats or [MeshFormat.glb]]
+        failures = _fit_all(images, job, options, suffixes)
+    done = len(images) - len(failures)
+    typer.echo(f"{done} of {len(images)} pictures fitted, results in {output}", err=True)
+    for image, reason in failures:
+        typer.secho(f"  {image}: {reason.removeprefix(f'{image}: ')}", fg=typer.colors.RED, err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if missing.")] = Path(
+        "out"
+    ),
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Fit the sample picture that ships with the package, and compare with its known answer."""
+    import time
+
+    import numpy as np
+
+    import dhpe_fast
+    from dhpe_fast.data.demo import load_demo
+    from dhpe_fast.metrics import pa_mpjpe_mm
+
+    with _one_line_errors():
+        known = load_demo()
+        output.mkdir(parents=True, exist_ok=True)
+        options = {"keypoints": known.keypoints2d_px, "hand": known.side, "device": device}
+        dhpe_fast.fit(known.image, **options)  # the first call loads the hand and warms up
+        start = time.perf_counter()
+        found = dhpe_fast.fit(known.image, **options)
+        elapsed_ms = 1000 * (time.perf_counter() - start)
+        written = _save(found, known.image, output / "demo", [".glb"])
+    offsets_px = found.joints2d_px.cpu().numpy() - known.keypoints2d_px
+    rows = {
+        "2D joints, mean error": f"{float(np.linalg.norm(offsets_px, axis=1).mean()):.2f} px",
+        "3D joints, PA-MPJPE": f"{float(pa_mpjpe_mm(found.joints_m.cpu(), known.joints_m)):.2f} mm",
+        "778 vertices, aligned alike": f"{float(pa_mpjpe_mm(found.verts_m.cpu(), known.verts_m)):.2f} mm",
+        "time of the fit": f"{elapsed_ms:.0f} ms on {found.verts_m.device}, {found.iterations} steps",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:<{width}}  {value}")
+    for file in written:
+        typer.echo(f"wrote {file}")
+
+
+@app.command()
+def doctor() -> None:
+    """Report versions, processors and kernels, and check each op against its twin; 1 if one is broken."""
+    from dhpe_fast import doctor
+
+    raise typer.Exit(doctor.main())
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from dhpe_fast import __version__
+
+        typer.echo(f"dhpe-fast {__version__}")
+        raise typer.Exit()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all pictures of a call share."""
+
+    output: Path
+    keypoints: Path | None
+    order: str | None
+    model: Any
+
+    @classmethod
+    def of(cls, output: Path, keypoints: Path | None, order: str | None, mano: Path | None) -> _Job:
+        """Fails early on what would fail for every picture."""
+        from dhpe_fast.hand import HandModel
+
+        if keypoints is None and order is not None:
+            raise ValueError("--order: needs --keypoints, whose joint order it names")
+        if keypoints is not None and not keypoints.is_file():
+            raise FileNotFoundError(f"--keypoints: {keypoints}: no such file")
+        model = None if mano is None else HandModel.from_mano(mano)
+        output.mkdir(parents=True, exist_ok=True)
+        return cls(output, keypoints, order, model)
+
+    def evidence(self, image: Path, count: int) -> dict[str, Any]:
+        """The arguments of ``fit`` that say where the hand of this image is."""
+        from dhpe_fast.io import read_keypoints
+
+        if self.keypoints is None:
+            return {}
+        found = read_keypoints(self.keypoints, image.name, self.order)
+        if count > 1 and not found.named:
+            raise ValueError(f"{self.keypoints}: holds the keypoints of one picture, but {count} were given")
+        return {"keypoints": found.joints2d_px} | ({"hand": found.side} if found.side else {})
+
+
+def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: list[str]) -> list[tuple[Path, str]]:
+    """Fits and writes each picture; returns those that failed, and why."""
+    import dhpe_fast
+    from dhpe_fast.image import read_image
+
+    failures: list[tuple[Path, str]] = []
+    taken: dict[str, int] = {}
+    for image in _progress(images):
+        number = taken[image.stem] = taken.get(image.stem, 0) + 1
+        stem = image.stem if number == 1 else f"{image.stem}-{number}"
+        try:
+            pixels = read_image(image)
+            asked = job.evidence(image, len(images))
+            if options["hand"] != "auto":
+                asked.pop("hand", None)
+            found = dhpe_fast.fit(pixels, **{**options, **asked})
+            hands = found if isinstance(found, list) else [found]
+            for index, one in enumerate(hands):
+                name = stem if len(hands) == 1 else f"{stem}_{index}"
+                _save(one, pixels, job.output / name, suffixes)
+            if not hands:
+                failures.append((image, "no hand was found"))
+        except (ValueError, TypeError, OSError) as error:
+            failures.append((image, str(error)))
+    return failures
+
+
+def _save(found: HandFit, pixels: Any, base: Path, suffixes: list[str]) -> list[Path]:
+    """Writes the overlay, the meshes and the parameters of a hand; returns their paths."""
+    from dhpe_fast.io import save_fit, save_image
+    from dhpe_fast.viz import overlay
+
+    files = [base.with_name(f"{base.name}_overlay.png")]
+    save_image(files[0], overlay(pixels, found))
+    for suffix in (*suffixes, ".json"):
+        files.append(base.with_name(base.name + suffix))
+        save_fit(found, files[-1])
+    return files
+
+
+def _progress(images: list[Path]) -> Iterator[Path]:
+    """The pictures, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = len(images) > 1 and console.is_terminal
+    return track(images, "fitting", console=console, disable=not shown)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Bad input and what is not installed end the program with one line instead of a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.secho(f"dhpe-fast: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()
