@@ -76,6 +76,7 @@ def fit(
     """
     with _one_line_errors():
         job = _Job.of(output, keypoints, order, mano)
+        _check_device(device)
         options = {"hand": hand.value, "device": device, "iterations": iterations, "model": job.model}
         suffixes = [f".{item.value}" for item in formats or [MeshFormat.glb]]
         failures = _fit_all(images, job, options, suffixes)
@@ -104,6 +105,7 @@ def demo(
     from dhpe_fast.metrics import pa_mpjpe_mm
 
     with _one_line_errors():
+        _check_device(device)
         known = load_demo()
         output.mkdir(parents=True, exist_ok=True)
         options = {"keypoints": known.keypoints2d_px, "hand": known.side, "device": device}
@@ -179,6 +181,15 @@ class _Job:
         return {"keypoints": found.joints2d_px} | ({"hand": found.side} if found.side else {})
 
 
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: list[str]) -> list[tuple[Path, str]]:
     """Fits and writes each picture; returns those that failed, and why."""
     import dhpe_fast
@@ -201,8 +212,10 @@ def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: l
                 _save(one, pixels, job.output / name, suffixes)
             if not hands:
                 failures.append((image, "no hand was found"))
-        except (ValueError, TypeError, OSError) as error:
-            failures.append((image, str(error)))
+        except ImportError:  # what is not installed is missing for every picture
+            raise
+        except Exception as error:  # whatever is wrong with one picture, the others are fitted
+            failures.append((image, str(error) or type(error).__name__))
     return failures
 
 

@@ -67,7 +67,7 @@ def _versions() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    yield Finding("machine", "processor", f"{_cpu_name()}, {os.cpu_count()} logical cores")
+    yield Finding("machine", "processor", f"{cpu_name()}, {os.cpu_count()} logical cores")
     yield Finding("machine", "threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)")
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -199,7 +199,8 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
