@@ -6,6 +6,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from dhpe_fast.conventions import MANO16_PARENTS, N_FACES, N_VERTS, N_WRIST_RING
@@ -250,12 +251,36 @@ def _breadth_ends() -> tuple[int, int]:
     return int(ids[VERTS[ids, 2].argmax()]), int(ids[VERTS[ids, 2].argmin()])
 
 
+def _palm_girth() -> tuple[float, float]:
+    """Length of a tape around the four knuckles and thickness of the section under it, thumb left out."""
+    center, across = (JOINTS[1] + JOINTS[7]) / 2.0, JOINTS[1] - JOINTS[7]
+    normal = np.cross(across, [0.0, 1.0, 0.0])
+    normal /= np.linalg.norm(normal)
+    height = (VERTS - center) @ normal
+    without_thumb = HAND["weights"][:, 13:].sum(1) < 0.5
+    cut = [
+        (height[a] * VERTS[b] - height[b] * VERTS[a]) / (height[a] - height[b])
+        for a, b in FACES[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+        if height[a] * height[b] < 0.0 and without_thumb[a] and without_thumb[b]
+    ]
+    side = across - normal * (normal @ across)
+    side /= np.linalg.norm(side)
+    up = np.cross(normal, side)
+    section = np.stack([(np.array(cut) - center) @ side, (np.array(cut) - center) @ up], axis=1)
+    return ConvexHull(section).area, float(np.ptp(section[:, 1]))
+
+
 def test_hand_dimensions_are_those_of_the_adult_population():
     length_mean, length_sd = pooled("hand_length")
     assert abs(np.linalg.norm(TIPS[2] - JOINTS[0]) - length_mean) < 0.5 * length_sd
     one, other = _breadth_ends()
     breadth_mean, breadth_sd = pooled("hand_breadth")
     assert abs(np.linalg.norm(VERTS[one] - VERTS[other]) - breadth_mean) < 0.5 * breadth_sd
+    girth_mean, girth_sd = pooled("hand_circumference")
+    girth, thickness = _palm_girth()
+    assert abs(girth - girth_mean) < girth_sd
+    thickness_mean, thickness_sd = pooled("hand_thickness")
+    assert abs(thickness - thickness_mean) < thickness_sd
     ring = VERTS[BORDER]
     around = np.linalg.norm(ring - np.roll(ring, 1, axis=0), axis=1).sum()
     wrist_mean, wrist_sd = pooled("wrist_circumference")

@@ -120,6 +120,17 @@ def angles_from_pose(axes: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return np.einsum("...jc,jac->...ja", pose.reshape(*pose.shape[:-1], 15, 3), axes)
 
 
+# Share of each finger's curl in every finger's (columns), in the order of FINGERS: ring lies beside middle and little.
+_ENSLAVING = np.array(
+    [
+        [0.85, 0.12, 0.00, 0.00],
+        [0.15, 0.74, 0.00, 0.14],
+        [0.00, 0.00, 0.80, 0.16],
+        [0.00, 0.14, 0.20, 0.70],
+    ]
+)
+
+
 def _sample_fingers(angles_rad: np.ndarray, rng: np.random.Generator) -> None:
     n = len(angles_rad)
     together = rng.beta(1.0, 1.7, size=(n, 1))
@@ -127,6 +138,8 @@ def _sample_fingers(angles_rad: np.ndarray, rng: np.random.Generator) -> None:
     # A third of the hands point, pinch or count: some fingers leave the common movement.
     apart = (rng.random((n, 1)) < 0.35) & (rng.random((n, 4)) < 0.45)
     curl = np.where(apart, rng.random((n, 4)), curl)
+    # Tendons and skin drag the neighbours along (Zatsiorsky et al. 2000): mix across the hand, index to little.
+    curl = curl @ _ENSLAVING
     # Hook (interphalangeal joints lead) against table-top grip (knuckles lead).
     lead = rng.normal(0.0, 0.22, size=(n, 1)) + rng.normal(0.0, 0.08, size=(n, 4))
     spread = rng.normal(0.0, 1.0, size=(n, 1))
@@ -195,7 +208,7 @@ _RELAXED = {
 # Degrees: (CMC flexion, abduction, twist, MCP flexion, IP flexion) of the thumb.
 _THUMB_RELAXED = (4.0, 2.0, -4.0, 12.0, 14.0)
 _THUMB_OVER_FIST = (20.0, 6.0, -22.0, 36.0, 56.0)
-_THUMB_TUCKED = (16.0, 1.0, -24.0, 40.0, 46.0)
+_THUMB_TUCKED = (17.0, 2.0, -24.0, 36.0, 50.0)
 
 
 def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, ...]]]:

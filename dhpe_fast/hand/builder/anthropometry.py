@@ -49,7 +49,7 @@ SEGMENT_LENGTHS_MM = {
 }
 
 # Breadth of the digits at the proximal and distal interphalangeal joint (thumb: at its one interphalangeal
-# joint), mixed-sex means in millimetres (Garrett 1971, Greiner 1991).
+# joint) in millimetres: rounded mixed-sex values in the range of Garrett 1971 and Greiner 1991.
 JOINT_BREADTHS_MM = {
     "thumb": (21.0,),
     "index": (19.3, 16.8),
