@@ -7,9 +7,7 @@ import numpy as np
 from dhpe_fast.hand.anatomy import angles_from_pose, pose_from_angles, sample_poses
 
 
-def pose_components(
-    axes: np.ndarray, rng: np.random.Generator, count: int = 6000
-) -> tuple[np.ndarray, np.ndarray]:
+def pose_components(axes: np.ndarray, rng: np.random.Generator, count: int = 6000) -> tuple[np.ndarray, np.ndarray]:
     """Return mean (45,) and orthonormal components (45, 45), largest variance first, of drawn poses.
 
     The coordinates that natural poses never use (hinges turned aside) come last, one for each component.
