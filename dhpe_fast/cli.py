@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,15 +170,15 @@ class _Job:
         output.mkdir(parents=True, exist_ok=True)
         return cls(output, keypoints, order, model)
 
-    def evidence(self, image: Path, count: int) -> dict[str, Any]:
+    def evidence(self, image: Path, n_images: int) -> dict[str, Any]:
         """The arguments of ``fit`` that say where the hand of this image is."""
         from dhpe_fast.io import read_keypoints
 
         if self.keypoints is None:
             return {}
         found = read_keypoints(self.keypoints, image.name, self.order)
-        if count > 1 and not found.named:
-            raise ValueError(f"{self.keypoints}: holds the keypoints of one picture, but {count} were given")
+        if n_images > 1 and not found.named:
+            raise ValueError(f"{self.keypoints}: holds the keypoints of one picture, but {n_images} were given")
         return {"keypoints": found.joints2d_px} | ({"hand": found.side} if found.side else {})
 
 
@@ -196,10 +197,11 @@ def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: l
     from dhpe_fast.image import read_image
 
     failures: list[tuple[Path, str]] = []
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for image in _progress(images):
-        number = taken[image.stem] = taken.get(image.stem, 0) + 1
-        stem = image.stem if number == 1 else f"{image.stem}-{number}"
+        numbered = (f"{image.stem}-{number}" if number > 1 else image.stem for number in count(1))
+        stem = next(name for name in numbered if name not in taken)
+        taken.add(stem)
         try:
             pixels = read_image(image)
             asked = job.evidence(image, len(images))

@@ -154,15 +154,17 @@ class _Scene:
     """A lit mesh, ready to be drawn; float32 on the CPU, colours linear."""
 
     def __init__(self, verts_m: Tensor, faces: Tensor, albedo: Tensor, material: Material, lighting: Lighting) -> None:
-        self.verts_m, self.faces, self.albedo = verts_m, faces, albedo
+        self.verts_m, self.faces = verts_m, faces
         self.material, self.lighting = material, lighting
         self.corner_normals = _corner_normals(verts_m, faces)
         self.key = normalize(verts_m.new_tensor(lighting.key), dim=0)
         self.shadow: _ShadowMap | None = None
-        self.sky = torch.ones(len(verts_m), 1)
+        sky = torch.ones(len(verts_m), 1)
         if lighting.shadows:
             self.shadow = _ShadowMap(verts_m, faces, self.key, _SHADOW_MAP_PX)
-            self.sky = _open_sky(verts_m, faces)
+            sky = _open_sky(verts_m, faces)
+        # What is interpolated over a face, side by side: one gather instead of three.
+        self.vertex_values = torch.cat([verts_m, albedo, sky], dim=1)
 
     def radiance(
         self,
@@ -184,9 +186,7 @@ class _Scene:
     def _reflected(self, face: Tensor, bary: Tensor, perspective: bool) -> Tensor:
         """Linear radiance (N, 3) of points given by face (N,) and barycentric coordinates (N, 3)."""
         corners, weights = self.faces[face], bary[..., None]
-        points_m = (self.verts_m[corners] * weights).sum(1)
-        albedo = (self.albedo[corners] * weights).sum(1)
-        sky = (self.sky[corners] * weights).sum(1)
+        points_m, albedo, sky = (self.vertex_values[corners] * weights).sum(1).split([3, 3, 1], dim=1)
         to_viewer = -points_m if perspective else points_m.new_tensor((0, 0, -1)).expand_as(points_m)
         to_viewer = normalize(to_viewer, dim=1)
         a, b, c = self.verts_m[corners].unbind(1)
@@ -211,7 +211,9 @@ class _Scene:
         ):
             color = albedo.new_tensor(color)
             cosine = (normals @ towards)[:, None]
-            light = light + color * part * ((cosine + wrap) / (1 + wrap)).clamp(min=0) ** 1.4
+            # Skin passes some light on into its shadow, mostly red.
+            spread = part + (1 - part) * (0.25 * wrap)
+            light = light + color * spread * ((cosine + wrap) / (1 + wrap)).clamp(min=0) ** 1.4
             half = normalize(towards + to_viewer, dim=1)
             lobe = (normals * half).sum(1, keepdim=True).clamp(min=0) ** material.shininess
             gloss = gloss + color * part * material.specular * lobe * cosine.clamp(0, 0.25) * 4
@@ -246,9 +248,9 @@ def _corner_normals(verts_m: Tensor, faces: Tensor) -> Tensor:
     corner_verts = faces.flatten()
     order = torch.argsort(corner_verts, stable=True)
     degree = torch.bincount(corner_verts, minlength=len(verts_m))
-    slot = torch.arange(len(order)) - (degree.cumsum(0) - degree)[corner_verts[order]]
+    slot = torch.arange(len(order), device=faces.device) - (degree.cumsum(0) - degree)[corner_verts[order]]
     # Faces around each vertex; an extra face without area fills up the table.
-    around = torch.full((len(verts_m), int(degree.max())), len(faces))
+    around = faces.new_full((len(verts_m), int(degree.max())), len(faces))
     around[corner_verts[order], slot] = order // 3
     padded = torch.cat([face_normals, face_normals.new_zeros(1, 3)])
     directions = normalize(padded, dim=1)

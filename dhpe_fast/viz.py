@@ -81,7 +81,8 @@ def overlay(
     fits = list(fit) if isinstance(fit, Sequence) else [fit]
     for hand in fits:
         if alpha > 0:
-            verts_m, faces, _ = round_off(hand.model.close_wrist(hand.verts_m), hand.model.faces_closed)
+            verts_m, faces = hand.model.close_wrist(hand.verts_m), hand.model.faces_closed
+            verts_m, faces, _ = round_off(verts_m.detach().cpu(), faces.cpu())
             layer = shade(verts_m, faces, hand.camera, picture.shape[:2], material=material)
             picture = composite(picture, layer, alpha)
     for hand in fits:

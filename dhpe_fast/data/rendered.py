@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ FOCAL = (0.9, 1.6)
 
 @dataclass(frozen=True, eq=False)
 class RenderedHand:
-    """One view of a hand of which everything is known; tensors are float32 on the CPU."""
+    """One view of a hand of which everything is known; tensors are on the CPU, of the type of the model."""
 
     side: str
     """'right' or 'left'."""
@@ -82,7 +83,9 @@ def render_hands(
         raise ValueError(f"n, image_size: expected n >= 0 and sides >= 16 pixels, got {n} and {image_size}")
     if camera not in ("weak", "pinhole", "mixed"):
         raise ValueError(f"camera: expected 'weak', 'pinhole' or 'mixed', got {camera!r}")
-    model = (HandModel.default() if model is None else model).cpu()
+    model = HandModel.default() if model is None else model
+    if model.faces.device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     rng = np.random.default_rng(seed)
     axes = joint_axes(_array(model.rest_joints_m()), _array(model.rest_tips_m()), model.side)
     poses = sample_poses(axes, n, rng)
