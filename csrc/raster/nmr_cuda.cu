@@ -1,0 +1,197 @@
+// The backward pass of the "nmr" silhouette on the GPU. One warp a row or column first lists the pixels that pull
+// outwards (uncovered, to be covered); one warp a face then visits those lists.
+#include "raster/face_gradients.h"
+#include "raster/nmr_math.h"
+#include "raster/raster_tensors.h"
+
+namespace dhpe {
+namespace {
+
+// Rows or columns of all images. Positions fit 16 bits since images are at most kMaxImageSize wide and high.
+struct PulledLines {
+  int count, size;           // lines of an image; pixels of a line
+  int64_t line_step, step;   // from one line to the next, from one pixel of a line to the next
+  uint16_t* position;        // (B, count, size) missing pixels in ascending order
+  int32_t* n_missing;        // (B, count)
+  uint8_t* has_excess;       // (B, count)
+};
+
+struct Pulls {
+  PulledLines rows, columns;
+  uint8_t* visible;          // (B, F)
+};
+
+template <typename T>
+__global__ void list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t batch, uint8_t* visible) {
+  const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
+  const int lane = lane_of();
+  for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {
+    const int64_t image = task / lines.count, line = task % lines.count;
+    const int64_t from = image * pixels + line * lines.line_step;
+    uint16_t* position = lines.position + task * lines.size;
+    int found = 0;
+    bool excess = false;
+    for (int begin = 0; begin < lines.size; begin += kWarp) {
+      const int d = begin + lane;
+      bool missing = false;
+      if (d < lines.size) {
+        const int32_t face = p.face_index[from + d * lines.step];
+        const T g = p.grad_mask[from + d * lines.step];
+        missing = face < 0 && g < 0;
+        excess = excess || (face >= 0 && g > 0);
+        if (visible && face >= 0 && face < p.mesh.n_faces) visible[image * p.mesh.n_faces + face] = 1;
+      }
+      const unsigned votes = __ballot_sync(0xffffffffu, missing);
+      if (missing) position[found + __popc(votes & ((1u << lane) - 1))] = static_cast<uint16_t>(d);
+      found += __popc(votes);
+    }
+    const bool any_excess = __any_sync(0xffffffffu, excess);
+    if (lane == 0) {
+      lines.n_missing[task] = found;
+      lines.has_excess[task] = any_excess;
+    }
+  }
+}
+
+// dL/dm of the edge's two end points, negated; every lane holds a part. `low` and `high` bound the face along m.
+template <typename T>
+__device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t* index, const T* grad,
+                          const NmrEdge<T>& e, int64_t face, int low, int high, T eps_px, T* pull) {
+  T outwards[2] = {}, inwards[2] = {};
+  for (int line = e.first; line <= e.last; ++line) {
+    const int64_t at_line = image * lines.count + line;
+    const int missing = lines.n_missing[at_line];
+    const bool has_excess = lines.has_excess[at_line];
+    NmrCrossing<T> x;
+    if ((missing == 0 && !has_excess) || !nmr_crossing(e, line, lines.size, x)) continue;
+    const int32_t* line_index = index + line * lines.line_step;
+    const T* line_grad = grad + line * lines.line_step;
+    const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
+    if (missing > 0 && line_index[x.in * lines.step] == face) {
+      const uint16_t* position = lines.position + at_line * lines.size;
+      for (int i = lane_of(); i < missing; i += kWarp) {
+        const int d = position[i];
+        if ((d - x.in) * e.outward <= 0) continue;
+        const T w = -line_grad[d * lines.step], distance = std::fabs(static_cast<T>(d) - x.at);
+        outwards[0] += nmr_pull(w, distance, x.t0, margin0);
+        outwards[1] += nmr_pull(w, distance, x.t1, margin1);
+      }
+    }
+    if (has_excess && line_index[x.out * lines.step] < 0) {
+      for (int d = x.in - e.outward * lane_of(); d >= low && d <= high; d -= e.outward * kWarp) {
+        const T w = line_grad[d * lines.step];
+        if (line_index[d * lines.step] != face || !(w > 0)) continue;
+        const T distance = std::fabs(static_cast<T>(d) - x.at);
+        inwards[0] += nmr_pull(w, distance, x.t0, margin0);
+        inwards[1] += nmr_pull(w, distance, x.t1, margin1);
+      }
+    }
+  }
+  for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
+}
+
+template <typename T>
+__device__ int clamp_to_line(T value, int size) {
+  return value > 0 ? (value < T(size - 1) ? static_cast<int>(value) : size - 1) : 0;
+}
+
+template <typename T>
+__global__ void nmr_backward_kernel(NmrBackward<T> p, Pulls pulls, int64_t batch, T* grad_faces) {
+  const RasterMesh<T>& m = p.mesh;
+  const int64_t pixels = static_cast<int64_t>(m.height) * m.width;
+  const T eps_x = p.eps * static_cast<T>(m.width) / 2, eps_y = p.eps * static_cast<T>(m.height) / 2;
+  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
+    if (!pulls.visible[task]) continue;
+    const int64_t image = task / m.n_faces, face = task % m.n_faces;
+    T x[3], y[3];
+    for (int k = 0; k < 3; ++k) {
+      const T* v = m.verts_px + (image * m.n_verts + m.faces[3 * face + k]) * 3;
+      x[k] = v[0] - T(0.5);
+      y[k] = v[1] - T(0.5);
+    }
+    const T area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0]);
+    const int below = area < 0 ? 1 : -1;  // see face_gradient in nmr_simd.cpp
+    const int x_low = clamp_to_line(fmin(fmin(x[0], x[1]), x[2]), m.width);
+    const int x_high = clamp_to_line(fmax(fmax(x[0], x[1]), x[2]), m.width);
+    const int y_low = clamp_to_line(fmin(fmin(y[0], y[1]), y[2]), m.height);
+    const int y_high = clamp_to_line(fmax(fmax(y[0], y[1]), y[2]), m.height);
+    const int32_t* index = p.face_index + image * pixels;
+    const T* grad = p.grad_mask + image * pixels;
+    T part[9] = {};
+    for (int k = 0; k < 3; ++k) {
+      const int n = k == 2 ? 0 : k + 1;
+      NmrEdge<T> e;
+      T pull[2];
+      if (nmr_edge(x[k], y[k], x[n], y[n], below, m.width, e)) {
+        scan_edge(pulls.columns, image, index, grad, e, face, y_low, y_high, eps_y, pull);
+        part[3 * k + 1] -= pull[0];
+        part[3 * n + 1] -= pull[1];
+      }
+      if (nmr_edge(y[k], x[k], y[n], x[n], -below, m.height, e)) {
+        scan_edge(pulls.rows, image, index, grad, e, face, x_low, x_high, eps_x, pull);
+        part[3 * k] -= pull[0];
+        part[3 * n] -= pull[1];
+      }
+    }
+    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
+  }
+}
+
+// The memory behind Pulls.
+struct PullTensors {
+  Tensor positions, missing, flags;
+  Pulls pulls;
+
+  PullTensors(const Tensor& verts_px, int64_t B, int64_t H, int64_t W, int64_t F)
+      : positions(torch::stable::new_empty(verts_px, {2, B * H * W}, ScalarType::Short)),
+        missing(torch::stable::new_empty(verts_px, {B * (H + W)}, ScalarType::Int)),
+        flags(torch::stable::new_empty(verts_px, {B * (H + W + F)}, ScalarType::Byte)) {
+    uint16_t* position = reinterpret_cast<uint16_t*>(positions.mutable_data_ptr<int16_t>());
+    int32_t* count = missing.mutable_data_ptr<int32_t>();
+    uint8_t* flag = flags.mutable_data_ptr<uint8_t>();
+    const int h = static_cast<int>(H), w = static_cast<int>(W);
+    pulls.rows = {h, w, W, 1, position, count, flag};
+    pulls.columns = {w, h, 1, W, position + B * H * W, count + B * H, flag + B * H};
+    pulls.visible = flag + B * (H + W);
+  }
+};
+
+Tensor silhouette_nmr_backward_cuda(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
+                                    bool deterministic) {
+  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width, F = mesh.faces.size(0);
+  check_tensor("_silhouette_nmr_backward", "grad_mask", grad_mask, {B, H, W}, verts_px.scalar_type(), verts_px);
+  check_tensor("_silhouette_nmr_backward", "face_index", face_index, {B, H, W}, ScalarType::Int, verts_px);
+  const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
+  grad_mask = torch::stable::contiguous(grad_mask);
+  face_index = torch::stable::contiguous(face_index);
+  const cudaStream_t stream = current_stream(verts_px);
+  PullTensors work(verts_px, B, H, W, F);
+  Tensor grad_verts;
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    FaceGradients<scalar_t> out(verts_px, F, deterministic, stream);
+    grad_verts = out.grad_verts;
+    const NmrBackward<scalar_t> p = {mesh.mesh<scalar_t>(), static_cast<scalar_t>(eps),
+                                     face_index.const_data_ptr<int32_t>(), grad_mask.const_data_ptr<scalar_t>(),
+                                     out.verts()};
+    if (grad_verts.numel() == 0 || F == 0) return;
+    STD_CUDA_CHECK(cudaMemsetAsync(work.pulls.visible, 0, B * F, stream));
+    const int threads = kWarp * kWarpsPerBlock;
+    list_missing_pixels<scalar_t>
+        <<<warp_blocks(B * H), threads, 0, stream>>>(p, work.pulls.rows, B, work.pulls.visible);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    list_missing_pixels<scalar_t><<<warp_blocks(B * W), threads, 0, stream>>>(p, work.pulls.columns, B, nullptr);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    nmr_backward_kernel<scalar_t><<<warp_blocks(B * F), threads, 0, stream>>>(p, work.pulls, B, out.faces());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    out.finish(p.mesh, B, stream);
+  });
+  return grad_verts;
+}
+
+}  // namespace
+}  // namespace dhpe
+
+STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CUDA, m) {
+  m.impl("_silhouette_nmr_backward", TORCH_BOX(&dhpe::silhouette_nmr_backward_cuda));
+}
