@@ -13,7 +13,7 @@ DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 
 namespace {
 
-constexpr int64_t kHandsPerTask = 8;  // one pass over the basis; fewer would only read it more often
+constexpr int64_t kHandsPerTask = 12;  // fewer would read the basis more often than they share the work
 
 // The kernels index by these values: a wrong one would read out of bounds.
 void check_indices(const char* op, const LbsModelTensors& m) {

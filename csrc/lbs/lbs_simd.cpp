@@ -1,18 +1,32 @@
 // The CPU's inner loops of linear blend skinning, compiled once per instruction set (see common/simd.h).
 //
-// Cost: nearly all of it is the blend shapes, V * 3 * (S + P) multiply-adds over a 1.3 MB basis that fits no L1.
-// Hands are therefore taken in groups: each tile of the basis is read once per group, not once per hand.
+// Cost: nearly all of it is the blend shapes, V * 3 * (S + P) multiply-adds over a 1.3 MB basis that fits no L2.
+//  - A hand or two: the basis is read once, at the speed of the L3.
+//  - More: a matrix product. Forward, a block of hands by a panel of columns stays in registers over all rows; backward,
+//    a block of hands by a block of rows does, over a tile of columns. Each basis value loaded serves a block of hands.
 #include <algorithm>
 
+#include "common/vector.h"
 #include "lbs/lbs_math.h"
 
 namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 namespace {
 
-constexpr int64_t kGroup = 8;      // hands that share one pass over the basis
-constexpr int64_t kTile = 512;     // columns (vertex coordinates) of a pass: 4 rows of a tile stay in L1
-constexpr int64_t kRows = 4;       // basis rows per update of the output
+constexpr int64_t kGroup = 24;       // hands that share one pass over the basis
+constexpr int64_t kStreamHands = 2;  // up to so many hands the time is that of reading the basis
+constexpr int64_t kRows = 4;         // basis rows taken together
+constexpr int kPanel = 4;            // forward: vectors of columns in registers ...
+#if defined(__AVX512F__)
+constexpr int kHands = 6;            // ... for so many hands: 24 of 32 registers accumulate
+constexpr int kWidePanel = 16;       // for a single hand
+constexpr int kDotHands = 4;         // backward: 4 rows by 4 hands
+#else
+constexpr int kHands = 2;            // 8 of 16 registers
+constexpr int kWidePanel = 8;
+constexpr int kDotHands = 2;
+#endif
+constexpr int64_t kDotTile = 1168;   // columns of a backward pass: half a hand, so that sums across lanes stay rare
 
 template <typename T>
 const T* basis_row(const LbsModel<T>& m, int64_t k) {
@@ -33,78 +47,101 @@ void pose_hand(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* bet
   }
 }
 
-// out_h += sum_k coeffs_h[k] row_k for the hands of a group.
-template <typename T>
-void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, T* out) {
+// out = v_template + sum_k coeffs[k] row_k: the panel of `Hands` hands by `Width` vectors of columns from `column` on.
+template <typename T, int Hands, int Width>
+void blend_panel(const LbsModel<T>& m, const T* coeffs, int64_t column, T* out) {
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  for (int64_t begin = 0; begin < n; begin += kTile) {
-    const int64_t width = std::min(kTile, n - begin);
-    for (int64_t h = 0; h < hands; ++h) std::copy_n(m.v_template + begin, width, out + h * n + begin);
-    int64_t k = 0;
-    for (; k + kRows <= rows; k += kRows) {
-      const T* __restrict r0 = basis_row(m, k) + begin;
-      const T* __restrict r1 = basis_row(m, k + 1) + begin;
-      const T* __restrict r2 = basis_row(m, k + 2) + begin;
-      const T* __restrict r3 = basis_row(m, k + 3) + begin;
-      for (int64_t h = 0; h < hands; ++h) {
-        const T* w = coeffs + h * rows + k;
-        const T w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
-        T* __restrict o = out + h * n + begin;
+  Vector<T> sum[Hands][Width];
+  for (int v = 0; v < Width; ++v) {
+    const Vector<T> start = load(m.v_template + column + v * kLanes<T>);
+    for (int h = 0; h < Hands; ++h) sum[h][v] = start;
+  }
+  for (int64_t k = 0; k < rows; ++k) {
+    const T* row = basis_row(m, k) + column;
+    Vector<T> r[Width];
+    for (int v = 0; v < Width; ++v) r[v] = load(row + v * kLanes<T>);
+    for (int h = 0; h < Hands; ++h)
+      for (int v = 0; v < Width; ++v) sum[h][v] += coeffs[h * rows + k] * r[v];
+  }
+  for (int h = 0; h < Hands; ++h)
+    for (int v = 0; v < Width; ++v) store(out + h * n + column + v * kLanes<T>, sum[h][v]);
+}
+
+template <typename T>
+void blend_tail(const LbsModel<T>& m, const T* coeffs, int64_t column, T* out) {  // what no panel covers, one hand
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = n - column;
+  std::copy_n(m.v_template + column, width, out + column);
+  for (int64_t k = 0; k < rows; ++k) {
+    const T* __restrict row = basis_row(m, k) + column;
+    const T w = coeffs[k];
+    T* __restrict o = out + column;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) o[i] += (w0 * r0[i] + w1 * r1[i]) + (w2 * r2[i] + w3 * r3[i]);
-      }
-    }
-    for (; k < rows; ++k) {
-      const T* __restrict row = basis_row(m, k) + begin;
-      for (int64_t h = 0; h < hands; ++h) {
-        const T w = coeffs[h * rows + k];
-        T* __restrict o = out + h * n + begin;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) o[i] += w * row[i];
-      }
-    }
+    for (int64_t i = 0; i < width; ++i) o[i] += w * row[i];
   }
 }
 
-// grad_coeffs_h[k] = row_k . grad_h for the hands of a group.
+template <typename T>
+void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, T* out) {
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
+  int64_t column = 0;
+  if (hands <= kStreamHands) {
+    for (; column + kWidePanel * kLanes<T> <= n; column += kWidePanel * kLanes<T>)
+      for (int64_t h = 0; h < hands; ++h) blend_panel<T, 1, kWidePanel>(m, coeffs + h * rows, column, out + h * n);
+  }
+  for (; column + kPanel * kLanes<T> <= n; column += kPanel * kLanes<T>) {  // its rows stay in L1 for the whole group
+    int64_t h = 0;
+    for (; h + kHands <= hands; h += kHands) blend_panel<T, kHands, kPanel>(m, coeffs + h * rows, column, out + h * n);
+    for (; h + 2 <= hands; h += 2) blend_panel<T, 2, kPanel>(m, coeffs + h * rows, column, out + h * n);
+    for (; h < hands; ++h) blend_panel<T, 1, kPanel>(m, coeffs + h * rows, column, out + h * n);
+  }
+  for (int64_t h = 0; h < hands; ++h) blend_tail(m, coeffs + h * rows, column, out + h * n);
+}
+
+template <typename T>
+T lane_sum(const Vector<T>& v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// grad_coeffs[h][k] += row_k . grad_h over the columns [begin, end), for `Hands` hands and kRows rows.
+template <typename T, int Hands>
+void dot_block(const LbsModel<T>& m, const T* grad, int64_t k, int64_t begin, int64_t end, T* grad_coeffs) {
+  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
+  const int64_t count = std::min(kRows, rows - k);
+  const T* row[kRows];
+  for (int64_t r = 0; r < kRows; ++r) row[r] = basis_row(m, k + std::min(r, count - 1));
+  Vector<T> sum[Hands][kRows] = {};
+  int64_t i = begin;
+  for (; i + kLanes<T> <= end; i += kLanes<T>) {
+    Vector<T> d[kRows];
+    for (int64_t r = 0; r < kRows; ++r) d[r] = load(row[r] + i);
+    for (int h = 0; h < Hands; ++h) {
+      const Vector<T> g = load(grad + h * n + i);
+      for (int64_t r = 0; r < kRows; ++r) sum[h][r] += g * d[r];
+    }
+  }
+  for (int h = 0; h < Hands; ++h)
+    for (int64_t r = 0; r < count; ++r) {
+      T total = lane_sum<T>(sum[h][r]);
+      for (int64_t rest = i; rest < end; ++rest) total += grad[h * n + rest] * row[r][rest];
+      grad_coeffs[h * rows + k + r] += total;
+    }
+}
+
 template <typename T>
 void blend_backward(const LbsModel<T>& m, const T* grad, int64_t hands, T* grad_coeffs) {
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
   std::fill_n(grad_coeffs, hands * rows, T(0));
-  for (int64_t begin = 0; begin < n; begin += kTile) {
-    const int64_t width = std::min(kTile, n - begin);
-    int64_t k = 0;
-    for (; k + kRows <= rows; k += kRows) {
-      const T* __restrict r0 = basis_row(m, k) + begin;
-      const T* __restrict r1 = basis_row(m, k + 1) + begin;
-      const T* __restrict r2 = basis_row(m, k + 2) + begin;
-      const T* __restrict r3 = basis_row(m, k + 3) + begin;
-      for (int64_t h = 0; h < hands; ++h) {
-        const T* __restrict g = grad + h * n + begin;
-        T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t i = 0; i < width; ++i) {
-          s0 += r0[i] * g[i];
-          s1 += r1[i] * g[i];
-          s2 += r2[i] * g[i];
-          s3 += r3[i] * g[i];
-        }
-        T* o = grad_coeffs + h * rows + k;
-        o[0] += s0;
-        o[1] += s1;
-        o[2] += s2;
-        o[3] += s3;
-      }
-    }
-    for (; k < rows; ++k) {
-      const T* __restrict row = basis_row(m, k) + begin;
-      for (int64_t h = 0; h < hands; ++h) {
-        const T* __restrict g = grad + h * n + begin;
-        T s = 0;
-#pragma omp simd reduction(+ : s)
-        for (int64_t i = 0; i < width; ++i) s += row[i] * g[i];
-        grad_coeffs[h * rows + k] += s;
-      }
+  for (int64_t begin = 0; begin < n; begin += kDotTile) {
+    const int64_t end = std::min(begin + kDotTile, n);
+    for (int64_t k = 0; k < rows; k += kRows) {
+      int64_t h = 0;
+      for (; h + kDotHands <= hands; h += kDotHands)
+        dot_block<T, kDotHands>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
+      for (; h < hands; ++h) dot_block<T, 1>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
     }
   }
 }

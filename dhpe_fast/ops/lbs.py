@@ -33,34 +33,40 @@ def lbs(
         TypeError: an argument is not a floating-point tensor.
         ValueError: shapes, dtypes or devices do not fit, or a tensor of the basis requires a gradient.
     """
-    _check_arguments(pose, betas, basis)
-    n_joints, n_shape = len(basis.parents), len(basis.shapedirs)
-    pose_dims = 2 if pose.shape[-3:] != (n_joints, 3, 3) else 3
-    try:
-        batch = torch.broadcast_shapes(pose.shape[:-pose_dims], betas.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
-        ) from None
-    work_dtype = basis.v_template.dtype
-    flat_pose = (
-        pose.to(work_dtype).expand(*batch, *pose.shape[-pose_dims:]).reshape(-1, *pose.shape[-pose_dims:])
-    )
-    flat_betas = betas.to(work_dtype).expand(*batch, n_shape).reshape(-1, n_shape)
-    verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(flat_pose, flat_betas, *basis.tensors())
-    verts_m = verts_m.reshape(*batch, *verts_m.shape[1:]).to(pose.dtype)
-    joints_m = joints_m.reshape(*batch, *joints_m.shape[1:]).to(pose.dtype)
+    matrix_dims = _check_arguments(pose, betas, basis)
+    batch = pose.shape[: -1 - matrix_dims]
+    if batch != betas.shape[:-1]:
+        try:
+            batch = torch.broadcast_shapes(batch, betas.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
+            ) from None
+        pose, betas = pose.expand(*batch, *pose.shape[-1 - matrix_dims :]), betas.expand(*batch, -1)
+    dtype, work_dtype = pose.dtype, basis.v_template.dtype
+    if dtype != work_dtype:
+        pose, betas = pose.to(work_dtype), betas.to(work_dtype)
+    if len(batch) != 1:
+        pose, betas = pose.reshape(-1, *pose.shape[-1 - matrix_dims :]), betas.reshape(-1, betas.shape[-1])
+    verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
+    if len(batch) != 1:
+        verts_m = verts_m.reshape(*batch, *verts_m.shape[1:])
+        joints_m = joints_m.reshape(*batch, *joints_m.shape[1:])
+    if dtype != work_dtype:
+        verts_m, joints_m = verts_m.to(dtype), joints_m.to(dtype)
     return verts_m, joints_m
 
 
-def _check_arguments(pose: Tensor, betas: Tensor, basis: LbsBasis) -> None:
-    n_joints, n_shape = len(basis.parents), len(basis.shapedirs)
+def _check_arguments(pose: Tensor, betas: Tensor, basis: LbsBasis) -> int:
+    """How many dimensions one joint's rotation has: 1 for axis-angle, 2 for matrices."""
+    n_joints, n_shape = basis.parents.shape[0], basis.shapedirs.shape[0]
     for name, value in (("pose", pose), ("betas", betas)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
         if value.device != basis.v_template.device:
             raise ValueError(f"{name} is on {value.device}, the basis on {basis.v_template.device}")
-    if pose.shape[-2:] != (n_joints, 3) and pose.shape[-3:] != (n_joints, 3, 3):
+    matrix_dims = 1 if pose.shape[-2:] == (n_joints, 3) else 2
+    if matrix_dims == 2 and pose.shape[-3:] != (n_joints, 3, 3):
         raise ValueError(
             f"pose has shape {tuple(pose.shape)}, expected (*batch, {n_joints}, 3) axis-angle "
             f"or (*batch, {n_joints}, 3, 3) rotation matrices"
@@ -71,10 +77,9 @@ def _check_arguments(pose: Tensor, betas: Tensor, basis: LbsBasis) -> None:
     is_half = pose.dtype in (torch.float16, torch.bfloat16)
     if pose.dtype != betas.dtype or (pose.dtype != work and not (is_half and work == torch.float32)):
         raise ValueError(f"pose is {pose.dtype}, betas is {betas.dtype}, the basis {work}: they must agree")
-    if any(t.requires_grad for t in basis.tensors()):
-        raise ValueError(
-            "basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs"
-        )
+    if any(t.requires_grad for t in basis.tensors):
+        raise ValueError("basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs")
+    return matrix_dims
 
 
 def _describe(value: object) -> str:
@@ -108,9 +113,7 @@ def _backward(ctx, grad_verts, grad_joints, _grad_bent):
 
 
 def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "lbs is differentiable once; for second derivatives use its twin dhpe_fast.reference.lbs"
-    )
+    raise NotImplementedError("lbs is differentiable once; for second derivatives use its twin dhpe_fast.reference.lbs")
 
 
 torch.library.register_autograd("dhpe_fast::lbs", _backward, setup_context=_setup_context)

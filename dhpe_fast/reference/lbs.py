@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class LbsBasis:
             if found != shape:
                 raise ValueError(f"LbsBasis.{name} has shape {found}, expected {shape}")
 
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in the order in which the op takes them."""
         return tuple(getattr(self, field.name) for field in fields(self))
