@@ -35,8 +35,9 @@ demo: install
 	$(BIN)/dhpe-fast demo -o $(OUT)
 	@echo "The results are in $(OUT)/ (the picture: $$(ls $(OUT)/*overlay*.png | head -n 1))"
 
+# In tests/, where no interpreter that a test starts can take the sources for the installed package.
 test: install
-	$(BIN)/pytest -q $(PYTEST_ARGS)
+	cd tests && $(abspath $(BIN))/pytest -q $(PYTEST_ARGS)
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
@@ -60,12 +61,12 @@ cuda: $(VENV)/.tools
 	fi
 
 bench: install
-	$(BIN)/pytest -q bench --benchmark-only
+	for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 install: $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .ruff_cache .benchmarks .hypothesis tests/.hypothesis
 
 # torch by itself first: the build finds its headers there, and pip never looks for another one.
 $(VENV)/.tools: $(CONSTRAINTS) Makefile

@@ -392,12 +392,12 @@ print(_library.build.cpu_isa(), digest.hexdigest())
 """
 
 
-def test_every_instruction_set_draws_the_same_bits():
+def test_every_instruction_set_draws_the_same_bits(tmp_path):
     digests = {}
     for isa in ("baseline", "avx2", "avx512"):
         environment = {**os.environ, "DHPE_ISA": isa, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         run = subprocess.run(
-            [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", DIGEST], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
         )
         used, digest = run.stdout.split()
         digests[used] = digest  # where a processor lacks a set, its best one answers in its stead
