@@ -128,9 +128,9 @@ def fit(
         order: joint order of the keypoints, a key of ``conventions.JOINT_ORDERS``.
         boxes: (N, 4) left, top, right, bottom: where an evidence source should look, instead of everywhere.
         mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; bool, or numbers where non-zero is hand.
-        hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right hand
-            and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided by
-            perspective where `camera` is given, and is the right hand otherwise.
+        hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right
+            hand and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided
+            by perspective where `camera` is given, and is the right hand otherwise.
         model: a hand model; None is the package's own.
         camera: intrinsics, a Pinhole or a matrix K (3, 3); the result is then metric in the camera's frame. None fits a
             weak-perspective camera.
@@ -193,10 +193,9 @@ def _fit_hand(
     clock: _Clock,
 ) -> HandFit:
     side = options.side or evidence.side
+    sides = ["right"] if options.camera is None else ["right", "left"]
     if side is not None:
         sides = [side]
-    else:
-        sides = ["right"] if options.camera is None else ["right", "left"]
     seen = evidence.confidence > 0
     crop = CropBox.from_points(_undistorted(evidence.joints2d_px[seen], options.camera), around="box")
     views = [_View.of(evidence, mask, crop, options, each) for each in sides]

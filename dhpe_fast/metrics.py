@@ -90,9 +90,7 @@ def mask_iou(
         if mask.dtype != torch.bool:
             raise TypeError(f"{name}: expected a bool mask, got {mask.dtype}; compare with a threshold first")
     if a.shape != b.shape or a.dim() < 2:
-        raise ValueError(
-            f"predicted {tuple(a.shape)} and truth {tuple(b.shape)}: expected one shape (*batch, H, W)"
-        )
+        raise ValueError(f"predicted {tuple(a.shape)} and truth {tuple(b.shape)}: expected one shape (*batch, H, W)")
     b = b.to(a.device)
     shared = (a & b).sum((-2, -1)).double()
     united = (a | b).sum((-2, -1)).double()

@@ -90,7 +90,7 @@ class HandState:
         )
 
     def where(self, choose: Tensor, other: HandState) -> HandState:  # (B,) bool
-        """This state where `choose` holds, the other elsewhere."""
+        """Takes this state where `choose` holds, the other elsewhere."""
         return HandState(
             torch.where(choose[:, None], self.pose, other.pose),
             torch.where(choose[:, None], self.betas, other.betas),

@@ -27,9 +27,7 @@ def jittered_grid(n: int = 9, size: float = 32.0, seed: int = 0) -> tuple[torch.
     return torch.tensor(shuffled), torch.tensor(ids[np.array(faces)])
 
 
-def sphere(
-    centre=(16.0, 16.0, 50.0), radius: float = 11.0, n_rings: int = 7
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sphere(centre=(16.0, 16.0, 50.0), radius: float = 11.0, n_rings: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
     """A closed sphere (V, 3) px with outward faces: right-hand normals point away from the centre."""
     n_around = 2 * n_rings
     polar = np.linspace(0, np.pi, n_rings + 2)[1:-1]

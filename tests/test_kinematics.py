@@ -46,9 +46,7 @@ def test_jacobian_is_the_derivative(rest, angle):
     pose, betas = parameters(3)
     pose = pose * angle
     by_pose, by_betas = skeleton_jacobian(rest, pose_skeleton(rest, pose, betas))
-    expected = torch.autograd.functional.jacobian(
-        lambda p, b: pose_skeleton(rest, p, b).joints_m, (pose, betas)
-    )
+    expected = torch.autograd.functional.jacobian(lambda p, b: pose_skeleton(rest, p, b).joints_m, (pose, betas))
     for hand in range(3):
         torch.testing.assert_close(by_pose[hand], expected[0][hand, :, :, hand], rtol=0, atol=1e-12)
         torch.testing.assert_close(by_betas[hand], expected[1][hand, :, :, hand], rtol=0, atol=1e-12)

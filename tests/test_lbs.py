@@ -58,7 +58,8 @@ def lbs_by_loops(pose: torch.Tensor, betas: torch.Tensor, basis: LbsBasis) -> tu
     n_joints = len(basis.parents)
     rotation = [rotation_by_exponential(p) for p in pose]
     rest_joint = [
-        basis.joint_template[j] + sum(b * d[j] for b, d in zip(betas, basis.joint_shapedirs)) for j in range(n_joints)
+        basis.joint_template[j] + sum(b * d[j] for b, d in zip(betas, basis.joint_shapedirs, strict=True))
+        for j in range(n_joints)
     ]
     world = []
     for j, parent in enumerate(basis.parents.tolist()):
@@ -69,10 +70,10 @@ def lbs_by_loops(pose: torch.Tensor, betas: torch.Tensor, basis: LbsBasis) -> tu
     feature = torch.cat([(r - torch.eye(3, dtype=torch.float64)).reshape(-1) for r in rotation[1:]])
     verts = []
     for v in range(len(basis.v_template)):
-        point = basis.v_template[v] + sum(b * d[v] for b, d in zip(betas, basis.shapedirs))
-        point = point + sum(f * d[v] for f, d in zip(feature, basis.posedirs))
+        point = basis.v_template[v] + sum(b * d[v] for b, d in zip(betas, basis.shapedirs, strict=True))
+        point = point + sum(f * d[v] for f, d in zip(feature, basis.posedirs, strict=True))
         skinned = torch.zeros(3, dtype=torch.float64)
-        for joint, weight in zip(basis.skin_joints[v].tolist(), basis.skin_weights[v].tolist()):
+        for joint, weight in zip(basis.skin_joints[v].tolist(), basis.skin_weights[v].tolist(), strict=True):
             relative = torch.cat([point - rest_joint[joint], torch.ones(1, dtype=torch.float64)])
             skinned = skinned + weight * (world[joint] @ relative)[:3]
         verts.append(skinned)
@@ -102,9 +103,9 @@ def test_values_and_gradients_agree_with_the_twin(device, dtype, as_matrices, n_
     weights = [torch.randn_like(x) for x in expected]
     gradients = torch.autograd.grad(outputs, (pose, betas), weights)
     expected_gradients = torch.autograd.grad(expected, (pose, betas), weights)
-    for found, wanted in zip(outputs, expected):
+    for found, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
-    for found, wanted in zip(gradients, expected_gradients):
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
         scale = wanted.abs().max()
         torch.testing.assert_close(found / scale, wanted / scale, **TOLERANCE[dtype])
 
@@ -215,7 +216,7 @@ def test_answer_does_not_depend_on_the_thread_count():
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_compiles_without_a_graph_break():

@@ -54,9 +54,7 @@ def check_face_range(
         return
     low, high = (int(bound) for bound in faces.aminmax())
     if low < 0 or high >= n_verts:
-        raise ValueError(
-            f"faces holds {low if low < 0 else high}, expected 0 to {n_verts - 1} (V = {n_verts})"
-        )
+        raise ValueError(f"faces holds {low if low < 0 else high}, expected 0 to {n_verts - 1} (V = {n_verts})")
 
 
 def flatten_batch(

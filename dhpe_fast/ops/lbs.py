@@ -101,7 +101,7 @@ def _lbs_backward_fake(grad_verts, grad_joints, bent, pose, betas, *basis):
 
 def _setup_context(ctx, inputs, output) -> None:
     pose, betas, *basis = inputs
-    verts, joints, bent = output
+    _, _, bent = output
     ctx.save_for_backward(bent, pose, betas, *basis)
     ctx.mark_non_differentiable(bent)
     ctx.set_materialize_grads(True)

@@ -108,9 +108,7 @@ def _backward(ctx, grad_mask, _grad_face_index):
 
 
 def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "silhouette is differentiable once: its gradient is piecewise constant in the mask"
-    )
+    raise NotImplementedError("silhouette is differentiable once: its gradient is piecewise constant in the mask")
 
 
 torch.library.register_autograd("dhpe_fast::silhouette_nmr", _backward, setup_context=_setup_context)

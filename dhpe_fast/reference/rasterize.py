@@ -19,9 +19,7 @@ class Fragments(NamedTuple):
     """What every pixel sees."""
 
     face_index: Tensor  # (*batch, H, W) int32; -1 where no face is
-    bary: (
-        Tensor  # (*batch, H, W, 3) weights of the face's vertices, >= 0 and summing to 1; 0 where no face is
-    )
+    bary: Tensor  # (*batch, H, W, 3) weights of the face's vertices, >= 0 and summing to 1; 0 where no face is
     depth: Tensor  # (*batch, H, W) z of the surface; 0 where no face is
 
 

@@ -53,9 +53,7 @@ class _NmrSilhouette(torch.autograd.Function):
         verts_px, faces, face_index = ctx.saved_tensors
         grad = torch.zeros_like(verts_px)
         for image in range(len(verts_px)):
-            grad[image] = nmr_gradient(
-                verts_px[image], faces.long(), face_index[image], grad_mask[image], ctx.eps
-            )
+            grad[image] = nmr_gradient(verts_px[image], faces.long(), face_index[image], grad_mask[image], ctx.eps)
         return grad, None, None, None, None, None
 
 
