@@ -33,9 +33,7 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
 
 namespace dhpe {
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
 namespace {
 

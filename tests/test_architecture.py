@@ -38,6 +38,7 @@ ROOMS = (
     "viz",
     "doctor",
     "cli",
+    "compat",
 )
 """Low to high: a module imports only from its own room and from rooms before it."""
 

@@ -52,15 +52,13 @@ DHPE_HD Mat3<T> load9(const T* p) {
 
 template <typename T>
 DHPE_HD Vec3<T> mul(const Mat3<T>& a, const Vec3<T>& v) {
-  return {a.m[0] * v.x + a.m[1] * v.y + a.m[2] * v.z,
-          a.m[3] * v.x + a.m[4] * v.y + a.m[5] * v.z,
+  return {a.m[0] * v.x + a.m[1] * v.y + a.m[2] * v.z, a.m[3] * v.x + a.m[4] * v.y + a.m[5] * v.z,
           a.m[6] * v.x + a.m[7] * v.y + a.m[8] * v.z};
 }
 
 template <typename T>
 DHPE_HD Vec3<T> mul_transposed(const Mat3<T>& a, const Vec3<T>& v) {  // a^T v
-  return {a.m[0] * v.x + a.m[3] * v.y + a.m[6] * v.z,
-          a.m[1] * v.x + a.m[4] * v.y + a.m[7] * v.z,
+  return {a.m[0] * v.x + a.m[3] * v.y + a.m[6] * v.z, a.m[1] * v.x + a.m[4] * v.y + a.m[7] * v.z,
           a.m[2] * v.x + a.m[5] * v.y + a.m[8] * v.z};
 }
 

@@ -24,13 +24,13 @@ const char* isa_name(Isa isa);
   }
 
 #if defined(DHPE_X86_SIMD)
-#define DHPE_CALL_SIMD(name, ...)                                    \
-  do {                                                               \
-    switch (dhpe::current_isa()) {                                   \
+#define DHPE_CALL_SIMD(name, ...)                                     \
+  do {                                                                \
+    switch (dhpe::current_isa()) {                                    \
       case dhpe::Isa::avx512: dhpe::avx512::name(__VA_ARGS__); break; \
       case dhpe::Isa::avx2: dhpe::avx2::name(__VA_ARGS__); break;     \
       default: dhpe::baseline::name(__VA_ARGS__);                     \
-    }                                                                \
+    }                                                                 \
   } while (0)
 #else
 #define DHPE_CALL_SIMD(name, ...) dhpe::baseline::name(__VA_ARGS__)

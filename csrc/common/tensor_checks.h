@@ -50,13 +50,13 @@ inline void check_floating(const char* op, const char* name, const Tensor& t) {
 }  // namespace dhpe
 
 // Runs the body with scalar_t = float or double; check_floating has excluded every other dtype.
-#define DHPE_DISPATCH_FLOATING(tensor, ...)                       \
-  do {                                                            \
-    if ((tensor).scalar_type() == dhpe::ScalarType::Float) {      \
-      using scalar_t = float;                                     \
-      __VA_ARGS__();                                              \
-    } else {                                                      \
-      using scalar_t = double;                                    \
-      __VA_ARGS__();                                              \
-    }                                                             \
+#define DHPE_DISPATCH_FLOATING(tensor, ...)                  \
+  do {                                                       \
+    if ((tensor).scalar_type() == dhpe::ScalarType::Float) { \
+      using scalar_t = float;                                \
+      __VA_ARGS__();                                         \
+    } else {                                                 \
+      using scalar_t = double;                               \
+      __VA_ARGS__();                                         \
+    }                                                        \
   } while (0)

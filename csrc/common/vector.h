@@ -1,5 +1,6 @@
-// Vectors of the width of the instruction set a source is compiled for: the compiler's vector extension, whose operators
-// work lane by lane and whose comparisons give masks for `mask ? a : b`. For sources compiled once per instruction set.
+// Vectors of the width of the instruction set a source is compiled for: the compiler's vector extension, whose
+// operators work lane by lane and whose comparisons give masks for `mask ? a : b`. For sources compiled once per
+// instruction set.
 #pragma once
 
 #include <cstdint>

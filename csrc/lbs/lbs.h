@@ -6,19 +6,19 @@
 
 namespace dhpe {
 
-constexpr int kMaxJoints = 64;   // kinematic state lives on the stack (CPU) and in shared memory (CUDA)
+constexpr int kMaxJoints = 64;    // kinematic state lives on the stack (CPU) and in shared memory (CUDA)
 constexpr int kMaxCoeffs = 1024;  // S + P
 
 template <typename T>
 struct LbsModel {
-  const T* v_template;          // (V, 3) metres
-  const T* shapedirs;           // (S, V, 3)
-  const T* posedirs;            // (P, V, 3)
-  const T* joint_template;      // (J, 3) metres
-  const T* joint_shapedirs;     // (S, J, 3)
-  const int32_t* skin_joints;   // (V, K)
-  const T* skin_weights;        // (V, K)
-  const int32_t* parents;       // (J,), parents[j] < j
+  const T* v_template;                                  // (V, 3) metres
+  const T* shapedirs;                                   // (S, V, 3)
+  const T* posedirs;                                    // (P, V, 3)
+  const T* joint_template;                              // (J, 3) metres
+  const T* joint_shapedirs;                             // (S, J, 3)
+  const int32_t* skin_joints;                           // (V, K)
+  const T* skin_weights;                                // (V, K)
+  const int32_t* parents;                               // (J,), parents[j] < j
   int64_t n_verts, n_joints, n_shape, n_pose, n_slots;  // V, J, S, P, K
 };
 
@@ -26,13 +26,13 @@ template <typename T>
 struct LbsForward {
   LbsModel<T> model;
   // inputs
-  const T* pose;        // (B, J, 3) axis-angle, or (B, J, 3, 3) matrices
+  const T* pose;  // (B, J, 3) axis-angle, or (B, J, 3, 3) matrices
   bool pose_is_matrix;
-  const T* betas;       // (B, S)
+  const T* betas;  // (B, S)
   // outputs
-  T* verts;             // (B, V, 3) metres
-  T* joints;            // (B, J, 3) metres
-  T* bent;              // (B, V, 3) metres: after blend shapes, before skinning; kept for the backward pass
+  T* verts;   // (B, V, 3) metres
+  T* joints;  // (B, J, 3) metres
+  T* bent;    // (B, V, 3) metres: after blend shapes, before skinning; kept for the backward pass
 };
 
 template <typename T>
@@ -46,10 +46,10 @@ struct LbsBackward {
   const T* grad_verts;   // (B, V, 3)
   const T* grad_joints;  // (B, J, 3)
   // outputs
-  T* grad_pose;          // as pose
-  T* grad_betas;         // (B, S)
+  T* grad_pose;   // as pose
+  T* grad_betas;  // (B, S)
   // scratch
-  T* grad_bent;          // (B, V, 3)
+  T* grad_bent;  // (B, V, 3)
 };
 
 }  // namespace dhpe

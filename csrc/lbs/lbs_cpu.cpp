@@ -3,10 +3,10 @@
 
 namespace dhpe {
 
-#define DHPE_LBS_KERNELS                                                          \
-  template <typename T>                                                           \
-  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end);            \
-  template <typename T>                                                           \
+#define DHPE_LBS_KERNELS                                                \
+  template <typename T>                                                 \
+  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end); \
+  template <typename T>                                                 \
   void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end)
 DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 #undef DHPE_LBS_KERNELS
@@ -44,10 +44,10 @@ std::tuple<Tensor, Tensor, Tensor> lbs_cpu(Tensor pose, Tensor betas, Tensor v_t
   Tensor bent = torch::stable::new_empty(pose, {B, v_template.size(0), 3});
   Tensor joints = torch::stable::new_empty(pose, {B, parents.size(0), 3});
   DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsForward<scalar_t> p = {tensors.model<scalar_t>(),          pose.const_data_ptr<scalar_t>(),
-                                    pose.dim() == 4,                    betas.const_data_ptr<scalar_t>(),
-                                    verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
-                                    bent.mutable_data_ptr<scalar_t>()};
+    const LbsForward<scalar_t> p = {
+        tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
+        betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
+        bent.mutable_data_ptr<scalar_t>()};
     torch::stable::parallel_for(0, B, kHandsPerTask,
                                 [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_forward, p, begin, end); });
   });

@@ -8,7 +8,7 @@
 namespace dhpe {
 namespace {
 
-constexpr int kForwardThreads = 128;   // vertices per block: 7 blocks a hand keep latency low at batch 1
+constexpr int kForwardThreads = 128;  // vertices per block: 7 blocks a hand keep latency low at batch 1
 constexpr int kBackwardThreads = 512;
 constexpr int kWarp = 32;
 constexpr int64_t kMaxBlocks = 65535;  // gridDim.y; larger batches loop
@@ -198,10 +198,10 @@ std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_
   if (B == 0 || V == 0) return {verts, joints, bent};
   const cudaStream_t stream = current_stream(pose);
   DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsForward<scalar_t> p = {tensors.model<scalar_t>(),          pose.const_data_ptr<scalar_t>(),
-                                    pose.dim() == 4,                    betas.const_data_ptr<scalar_t>(),
-                                    verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
-                                    bent.mutable_data_ptr<scalar_t>()};
+    const LbsForward<scalar_t> p = {
+        tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
+        betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
+        bent.mutable_data_ptr<scalar_t>()};
     const dim3 grid(ceil_div(V, kForwardThreads), static_cast<unsigned>(B < kMaxBlocks ? B : kMaxBlocks));
     lbs_forward_kernel<scalar_t><<<grid, kForwardThreads, 0, stream>>>(p, B);
     STD_CUDA_KERNEL_LAUNCH_CHECK();

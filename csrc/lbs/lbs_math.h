@@ -10,10 +10,10 @@ inline namespace DHPE_MATH_NAMESPACE {
 // Everything the vertices need to know of one hand's pose.
 template <typename T>
 struct Chain {
-  T local[kMaxJoints * 9];      // rotation relative to the parent
-  T world[kMaxJoints * 9];      // rotation relative to the model
-  T rest[kMaxJoints * 3];       // joint positions before posing
-  T position[kMaxJoints * 3];   // and after
+  T local[kMaxJoints * 9];     // rotation relative to the parent
+  T world[kMaxJoints * 9];     // rotation relative to the model
+  T rest[kMaxJoints * 3];      // joint positions before posing
+  T position[kMaxJoints * 3];  // and after
 };
 
 template <typename T>
@@ -61,11 +61,11 @@ DHPE_HD Vec3<T> skin_offset(const Chain<T>& c, int64_t j) {
 
 template <typename T>
 struct ChainGrad {
-  T world[kMaxJoints * 9];      // in: dL/dW from skinning; the sweep adds the chain's own share
-  T offset[kMaxJoints * 3];     // in: dL/do from skinning
-  T position[kMaxJoints * 3];   // in: dL/dposition from the caller
-  T local[kMaxJoints * 9];      // out
-  T rest[kMaxJoints * 3];       // out
+  T world[kMaxJoints * 9];     // in: dL/dW from skinning; the sweep adds the chain's own share
+  T offset[kMaxJoints * 3];    // in: dL/do from skinning
+  T position[kMaxJoints * 3];  // in: dL/dposition from the caller
+  T local[kMaxJoints * 9];     // out
+  T rest[kMaxJoints * 3];      // out
 };
 
 template <typename T>

@@ -2,7 +2,8 @@
 //
 // Cost: nearly all of it is the blend shapes, V * 3 * (S + P) multiply-adds over a 1.3 MB basis that fits no L2.
 //  - A hand or two: the basis is read once, at the speed of the L3.
-//  - More: a matrix product. Forward, a block of hands by a panel of columns stays in registers over all rows; backward,
+//  - More: a matrix product. Forward, a block of hands by a panel of columns stays in registers over all rows;
+//  backward,
 //    a block of hands by a block of rows does, over a tile of columns. Each basis value loaded serves a block of hands.
 #include <algorithm>
 
@@ -18,15 +19,15 @@ constexpr int64_t kStreamHands = 2;  // up to so many hands the time is that of 
 constexpr int64_t kRows = 4;         // basis rows taken together
 constexpr int kPanel = 4;            // forward: vectors of columns in registers ...
 #if defined(__AVX512F__)
-constexpr int kHands = 6;            // ... for so many hands: 24 of 32 registers accumulate
-constexpr int kWidePanel = 16;       // for a single hand
-constexpr int kDotHands = 4;         // backward: 4 rows by 4 hands
+constexpr int kHands = 6;       // ... for so many hands: 24 of 32 registers accumulate
+constexpr int kWidePanel = 16;  // for a single hand
+constexpr int kDotHands = 4;    // backward: 4 rows by 4 hands
 #else
-constexpr int kHands = 2;            // 8 of 16 registers
+constexpr int kHands = 2;  // 8 of 16 registers
 constexpr int kWidePanel = 8;
 constexpr int kDotHands = 2;
 #endif
-constexpr int64_t kDotTile = 1168;   // columns of a backward pass: half a hand, so that sums across lanes stay rare
+constexpr int64_t kDotTile = 1168;  // columns of a backward pass: half a hand, so that sums across lanes stay rare
 
 template <typename T>
 const T* basis_row(const LbsModel<T>& m, int64_t k) {

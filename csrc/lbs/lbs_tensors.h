@@ -45,12 +45,18 @@ struct LbsModelTensors {
 
   template <typename T>
   LbsModel<T> model() const {
-    return {v_template.const_data_ptr<T>(),     shapedirs.const_data_ptr<T>(),
-            posedirs.const_data_ptr<T>(),       joint_template.const_data_ptr<T>(),
-            joint_shapedirs.const_data_ptr<T>(), skin_joints.const_data_ptr<int32_t>(),
-            skin_weights.const_data_ptr<T>(),   parents.const_data_ptr<int32_t>(),
-            v_template.size(0),                 parents.size(0),
-            shapedirs.size(0),                  posedirs.size(0),
+    return {v_template.const_data_ptr<T>(),
+            shapedirs.const_data_ptr<T>(),
+            posedirs.const_data_ptr<T>(),
+            joint_template.const_data_ptr<T>(),
+            joint_shapedirs.const_data_ptr<T>(),
+            skin_joints.const_data_ptr<int32_t>(),
+            skin_weights.const_data_ptr<T>(),
+            parents.const_data_ptr<int32_t>(),
+            v_template.size(0),
+            parents.size(0),
+            shapedirs.size(0),
+            posedirs.size(0),
             skin_joints.size(1)};
   }
 };

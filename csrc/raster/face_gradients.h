@@ -80,8 +80,8 @@ struct FaceGradients {
 
   void finish(const RasterMesh<T>& mesh, int64_t batch, cudaStream_t stream) {
     if (!deterministic) return;
-    gather_face_gradients<T><<<warp_blocks(batch * mesh.n_verts), kWarp * kWarpsPerBlock, 0, stream>>>(
-        mesh, batch, faces(), verts());
+    gather_face_gradients<T>
+        <<<warp_blocks(batch * mesh.n_verts), kWarp * kWarpsPerBlock, 0, stream>>>(mesh, batch, faces(), verts());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };

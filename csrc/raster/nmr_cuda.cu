@@ -9,16 +9,16 @@ namespace {
 
 // Rows or columns of all images. Positions fit 16 bits since images are at most kMaxImageSize wide and high.
 struct PulledLines {
-  int count, size;           // lines of an image; pixels of a line
-  int64_t line_step, step;   // from one line to the next, from one pixel of a line to the next
-  uint16_t* position;        // (B, count, size) missing pixels in ascending order
-  int32_t* n_missing;        // (B, count)
-  uint8_t* has_excess;       // (B, count)
+  int count, size;          // lines of an image; pixels of a line
+  int64_t line_step, step;  // from one line to the next, from one pixel of a line to the next
+  uint16_t* position;       // (B, count, size) missing pixels in ascending order
+  int32_t* n_missing;       // (B, count)
+  uint8_t* has_excess;      // (B, count)
 };
 
 struct Pulls {
   PulledLines rows, columns;
-  uint8_t* visible;          // (B, F)
+  uint8_t* visible;  // (B, F)
 };
 
 template <typename T>

@@ -22,8 +22,8 @@ inline namespace DHPE_MATH_NAMESPACE {
 template <typename T>
 struct NmrEdge {
   T s0, s1, m0, slope, inv_length;
-  int outward;       // +1 or -1 along m
-  int first, last;   // scan lines, inclusive
+  int outward;      // +1 or -1 along m
+  int first, last;  // scan lines, inclusive
 };
 
 // `outward_if_rising` is the outward direction along m of an edge with s1 > s0. False if no scan line crosses the edge,
@@ -45,9 +45,9 @@ DHPE_HD bool nmr_edge(T s0, T m0, T s1, T m1, int outward_if_rising, int lines, 
 
 template <typename T>
 struct NmrCrossing {
-  T at;           // c
+  T at;  // c
   T t0, t1;
-  int in, out;    // the pixels on either side of the edge
+  int in, out;  // the pixels on either side of the edge
 };
 
 // False if one of the two pixels lies outside the image. A crossing exactly on a pixel centre counts as inside for left

@@ -134,8 +134,8 @@ Tensor silhouette_nmr_backward_cpu(Tensor grad_mask, Tensor face_index, Tensor v
       for (int64_t image = begin; image < end; ++image) {
         int64_t missing = 0;
         DHPE_CALL_SIMD(nmr_count_missing, p, image, missing);
-        const auto scratch = std::make_unique_for_overwrite<std::byte[]>(
-            nmr_scratch_bytes<scalar_t>(missing, H, W, p.mesh.n_faces));
+        const auto scratch =
+            std::make_unique_for_overwrite<std::byte[]>(nmr_scratch_bytes<scalar_t>(missing, H, W, p.mesh.n_faces));
         DHPE_CALL_SIMD(nmr_backward, p, scratch.get(), missing, image);
       }
     });

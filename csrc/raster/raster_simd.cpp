@@ -28,11 +28,11 @@ struct IntegerOf<8> {
 // A band of rows; `stride` leaves room for a vector that starts at the last column.
 template <typename T>
 struct Canvas {
-  using Id = typename IntegerOf<sizeof(T)>::type;   // as wide as T, so that one mask serves both
+  using Id = typename IntegerOf<sizeof(T)>::type;  // as wide as T, so that one mask serves both
   int row_begin, row_end, stride;
-  T* centre;      // (stride,) x of the pixel centres
-  T* depth;       // (rows, stride) the z-buffer, infinite where no face is
-  Id* id;         // (rows, stride), -1 where no face is
+  T* centre;  // (stride,) x of the pixel centres
+  T* depth;   // (rows, stride) the z-buffer, infinite where no face is
+  Id* id;     // (rows, stride), -1 where no face is
 };
 
 template <typename T>
@@ -81,8 +81,8 @@ void draw_face(const Face<T>& f, int64_t face, const Canvas<T>& c) {
       const Vector<T> px = load(c.centre + x), depth = load(c.depth + from + x);
       const VectorPixels<T> q = pixels_at(f, row, px);
       // Faces come in ascending order: a tie in depth stays with the lower index.
-      const auto nearer = is_inside(q.e0, q.e1, q.e2, f.tie[0], f.tie[1], f.tie[2]) & (px <= last) &
-                          (q.pixel.depth < depth);
+      const auto nearer =
+          is_inside(q.e0, q.e1, q.e2, f.tie[0], f.tie[1], f.tie[2]) & (px <= last) & (q.pixel.depth < depth);
       store<T>(c.depth + from + x, nearer ? q.pixel.depth : depth);
       store<Id>(c.id + from + x, nearer ? id : load(c.id + from + x));
     }
@@ -204,7 +204,7 @@ void rasterize_backward(const RasterBackward<T>& p, int64_t image) {
     }
 }
 
-#define DHPE_INSTANTIATE(T)                                                             \
+#define DHPE_INSTANTIATE(T)                                                           \
   template void rasterize_rows<T>(const RasterForward<T>&, void*, int64_t, int, int); \
   template void rasterize_backward<T>(const RasterBackward<T>&, int64_t);
 DHPE_INSTANTIATE(float)

@@ -40,8 +40,8 @@ struct RasterMeshTensors {
 
   template <typename T>
   RasterMesh<T> mesh() const {
-    return {verts_px.const_data_ptr<T>(), faces.const_data_ptr<int32_t>(), verts_px.size(1),
-            faces.size(0),                static_cast<int>(height),        static_cast<int>(width)};
+    return {verts_px.const_data_ptr<T>(), faces.const_data_ptr<int32_t>(), verts_px.size(1), faces.size(0),
+            static_cast<int>(height),     static_cast<int>(width)};
   }
 
  private:
