@@ -103,7 +103,9 @@ def two_covering(z0: float, z1: float, dtype=torch.float32) -> torch.Tensor:
     return torch.tensor([[*c, z0] for c in corners] + [[*c, z1] for c in corners], dtype=dtype)
 
 
-@pytest.mark.parametrize(("z0", "z1", "winner"), [(1, 2, 0), (2, 1, 1), (-3, 1, 0), (1, 1, 0), (-1, -2, 1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("z0", "z1", "winner"), [(1, 2, 0), (2, 1, 1), (-3, 1, 0), (1, 1, 0), (-1, -2, 1), (0, 0, 0)]
+)
 def test_the_nearest_face_wins_and_the_lower_index_in_a_tie(rasterize, dtype, z0, z1, winner):
     assert (rasterize(two_covering(z0, z1, dtype), TWO_COVERING, 4).face_index == winner).all()
 
@@ -130,7 +132,9 @@ def test_orthographic_bary_and_depth_are_linear_in_the_image(rasterize, dtype):
 def test_perspective_depth_is_where_the_ray_meets_the_plane(rasterize, dtype):
     focal_px, size = 20.0, 16
     corners_m = torch.tensor([[-2.0, -2, 2], [3, -1, 4], [-1, 4, 7]], dtype=torch.float64)
-    verts = torch.cat([corners_m[:, :2] / corners_m[:, 2:] * focal_px + size / 2, corners_m[:, 2:]], 1).to(dtype)
+    verts = torch.cat([corners_m[:, :2] / corners_m[:, 2:] * focal_px + size / 2, corners_m[:, 2:]], 1).to(
+        dtype
+    )
     seen = rasterize(verts, [[0, 1, 2]], size, perspective=True)
     normal = torch.linalg.cross(corners_m[1] - corners_m[0], corners_m[2] - corners_m[0])
     hit = torch.nonzero(seen.face_index.cpu() >= 0)
@@ -323,6 +327,21 @@ def test_gradient_of_a_batch_and_of_unused_outputs(device):
     torch.testing.assert_close(leaf.grad[1, :, 2].sum(), (seen.face_index[1] >= 0).sum().to(leaf.dtype))
 
 
+def test_deterministic_algorithms_give_the_same_gradient_twice(device):
+    verts, faces = sphere()
+    grads = []
+    for deterministic in (False, True, True):
+        leaf = verts.to(device, torch.float32).requires_grad_()
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            (ops.rasterize(leaf, faces.to(device), 32).bary ** 2).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        grads.append(leaf.grad)
+    assert torch.equal(grads[1], grads[2])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
 def test_double_backward_is_refused_by_name():
     verts, faces = sphere()
     leaf = verts.requires_grad_()
@@ -393,7 +412,12 @@ def test_every_instruction_set_draws_the_same_bits(tmp_path):
     for isa in ("baseline", "avx2", "avx512"):
         environment = {**os.environ, "DHPE_ISA": isa, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         run = subprocess.run(
-            [sys.executable, "-c", DIGEST], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+            [sys.executable, "-c", DIGEST],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         used, digest = run.stdout.split()
         digests[used] = digest  # where a processor lacks a set, its best one answers in its stead

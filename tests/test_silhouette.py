@@ -156,7 +156,9 @@ def test_gradients_published_with_neural_renderer(silhouette, dtype, case, rever
     grad_mask[row, column] = sign
     grad = silhouette.gradient(verts, [[2, 1, 0] if reverse else [0, 1, 2]], size, grad_mask)
     with_respect_to_ndc = grad[:, :2] * torch.tensor([size / 2, -size / 2], dtype=dtype)
-    torch.testing.assert_close(with_respect_to_ndc, torch.tensor(published, dtype=dtype), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(
+        with_respect_to_ndc, torch.tensor(published, dtype=dtype), rtol=1e-2, atol=1e-6
+    )
     torch.testing.assert_close(with_respect_to_ndc, torch.tensor(exact, dtype=dtype), rtol=0, atol=1e-5)
     assert (grad[:, 2] == 0).all()
 
@@ -355,11 +357,27 @@ def test_opcheck(device, dtype, requires_grad):
     verts = torch.stack([verts, verts + 1]).to(device, dtype)
     verts.requires_grad_(requires_grad)
     faces = faces.to(device)
-    torch.library.opcheck(torch.ops.dhpe_fast.silhouette_nmr.default, (verts, faces, 12, 14, None, True, 1e-4))
+    torch.library.opcheck(
+        torch.ops.dhpe_fast.silhouette_nmr.default, (verts, faces, 12, 14, None, True, 1e-4)
+    )
     if not requires_grad:
         mask, index = torch.ops.dhpe_fast.silhouette_nmr(verts, faces, 12, 14, 0.5, False, 1e-4)
         arguments = (-torch.ones_like(mask), index, verts, faces, 1e-4, True)
         torch.library.opcheck(torch.ops.dhpe_fast._silhouette_nmr_backward.default, arguments)
+
+
+def test_deterministic_algorithms_give_the_same_gradient_twice(device):
+    verts, faces = sphere()
+    grad_mask = torch.randn(32, 32)
+    grads = []
+    for deterministic in (False, True, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            grads.append(Implementation(device.type).gradient(verts.float(), faces, 32, grad_mask))
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.equal(grads[1], grads[2])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
 
 
 def test_double_backward_is_refused_by_name():

@@ -153,8 +153,8 @@ void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const
 
 // grad (3 vertices x 2) of one face.
 template <typename T>
-void face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* index, const T* grad_mask, const T* const* v,
-                   int32_t face, T* grad) {
+void face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* index, const T* grad_mask,
+                   const T* const* v, int32_t face, T* grad) {
   T x[3], y[3];
   for (int k = 0; k < 3; ++k) {
     x[k] = v[k][0] - T(0.5);
@@ -166,7 +166,9 @@ void face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* ind
   const int below = area < 0 ? 1 : -1;
   const int W = p.mesh.width, H = p.mesh.height;
   const T eps_x = p.eps * static_cast<T>(W) / 2, eps_y = p.eps * static_cast<T>(H) / 2;
-  const auto clamped = [](T value, int size) { return static_cast<int>(std::clamp(value, T(-1), static_cast<T>(size))); };
+  const auto clamped = [](T value, int size) {
+    return static_cast<int>(std::clamp(value, T(-1), static_cast<T>(size)));
+  };
   const int x_low = std::max(clamped(std::min({x[0], x[1], x[2]}), W), 0);
   const int x_high = std::min(clamped(std::max({x[0], x[1], x[2]}), W), W - 1);
   const int y_low = std::max(clamped(std::min({y[0], y[1], y[2]}), H), 0);

@@ -1,6 +1,6 @@
-// Rasterization on the GPU. Forward: a block owns a tile of 16 x 16 pixels, a thread one of them. The block walks through
-// all faces in chunks, keeps those whose bounding box meets the tile in shared memory, and every thread takes the nearest.
-// Nothing is written but results, each by one thread: deterministic without atomics on them.
+// Rasterization on the GPU. Forward: a block owns a tile of 16 x 16 pixels, a thread one of them. The block walks
+// through all faces in chunks, keeps those whose bounding box meets the tile in shared memory, and every thread takes
+// the nearest. Nothing is written but results, each by one thread: deterministic without atomics on them.
 #include "raster/face_gradients.h"
 #include "raster/raster_math.h"
 #include "raster/raster_tensors.h"

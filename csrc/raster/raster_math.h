@@ -14,8 +14,8 @@ inline namespace DHPE_MATH_NAMESPACE {
 //   e_k(p) = dx (p.y - ay) - dy (p.x - ax)
 // is twice the signed area of (edge, p), positive inside. It starts from the edge's vertex with the lower id, whichever
 // face asks: two faces that share an edge compute the same number up to its sign, so no rounding can open a gap
-// between them or draw a pixel twice. A pixel centre exactly on an edge belongs to the face for which that edge is a top
-// or a left one: `tie` is 0 there and infinite otherwise, see `is_inside`.
+// between them or draw a pixel twice. A pixel centre exactly on an edge belongs to the face for which that edge is a
+// top or a left one: `tie` is 0 there and infinite otherwise, see `is_inside`.
 template <typename T>
 struct Face {
   T ax[3], ay[3], dx[3], dy[3], tie[3];
@@ -129,8 +129,9 @@ DHPE_HD Pixel<V> interpolate(V e0, V e1, V e2, const T* inv_z, const T* z) {
 }
 
 // grad (3 vertices x 3) += of one pixel at (px, py). With h_k = dL/db_k + dL/ddepth z_k:
-//   dL/dw_k = (h_k - sum_j h_j b_j) / sum(w),  dL/de_k = dL/dw_k inv_z_k,  dL/dz_k = dL/ddepth b_k - dL/dw_k e_k / z_k^2
-// (the last term in perspective only), and for the edge from b to c, up to the face's orientation:
+//   dL/dw_k = (h_k - sum_j h_j b_j) / sum(w),  dL/de_k = dL/dw_k inv_z_k,
+//   dL/dz_k = dL/ddepth b_k - dL/dw_k e_k / z_k^2 (the last term in perspective only),
+// and for the edge from b to c, up to the face's orientation:
 //   de/db = (c.y - p.y, p.x - c.x),  de/dc = (p.y - b.y, b.x - p.x).
 template <typename T>
 DHPE_HD void interpolate_backward(const Face<T>& f, bool perspective, const T* v0, const T* v1, const T* v2, T px, T py,
