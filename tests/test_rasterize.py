@@ -103,9 +103,7 @@ def two_covering(z0: float, z1: float, dtype=torch.float32) -> torch.Tensor:
     return torch.tensor([[*c, z0] for c in corners] + [[*c, z1] for c in corners], dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    ("z0", "z1", "winner"), [(1, 2, 0), (2, 1, 1), (-3, 1, 0), (1, 1, 0), (-1, -2, 1), (0, 0, 0)]
-)
+@pytest.mark.parametrize(("z0", "z1", "winner"), [(1, 2, 0), (2, 1, 1), (-3, 1, 0), (1, 1, 0), (-1, -2, 1), (0, 0, 0)])
 def test_the_nearest_face_wins_and_the_lower_index_in_a_tie(rasterize, dtype, z0, z1, winner):
     assert (rasterize(two_covering(z0, z1, dtype), TWO_COVERING, 4).face_index == winner).all()
 
@@ -132,9 +130,7 @@ def test_orthographic_bary_and_depth_are_linear_in_the_image(rasterize, dtype):
 def test_perspective_depth_is_where_the_ray_meets_the_plane(rasterize, dtype):
     focal_px, size = 20.0, 16
     corners_m = torch.tensor([[-2.0, -2, 2], [3, -1, 4], [-1, 4, 7]], dtype=torch.float64)
-    verts = torch.cat([corners_m[:, :2] / corners_m[:, 2:] * focal_px + size / 2, corners_m[:, 2:]], 1).to(
-        dtype
-    )
+    verts = torch.cat([corners_m[:, :2] / corners_m[:, 2:] * focal_px + size / 2, corners_m[:, 2:]], 1).to(dtype)
     seen = rasterize(verts, [[0, 1, 2]], size, perspective=True)
     normal = torch.linalg.cross(corners_m[1] - corners_m[0], corners_m[2] - corners_m[0])
     hit = torch.nonzero(seen.face_index.cpu() >= 0)

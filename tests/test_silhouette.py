@@ -156,9 +156,7 @@ def test_gradients_published_with_neural_renderer(silhouette, dtype, case, rever
     grad_mask[row, column] = sign
     grad = silhouette.gradient(verts, [[2, 1, 0] if reverse else [0, 1, 2]], size, grad_mask)
     with_respect_to_ndc = grad[:, :2] * torch.tensor([size / 2, -size / 2], dtype=dtype)
-    torch.testing.assert_close(
-        with_respect_to_ndc, torch.tensor(published, dtype=dtype), rtol=1e-2, atol=1e-6
-    )
+    torch.testing.assert_close(with_respect_to_ndc, torch.tensor(published, dtype=dtype), rtol=1e-2, atol=1e-6)
     torch.testing.assert_close(with_respect_to_ndc, torch.tensor(exact, dtype=dtype), rtol=0, atol=1e-5)
     assert (grad[:, 2] == 0).all()
 
@@ -357,9 +355,7 @@ def test_opcheck(device, dtype, requires_grad):
     verts = torch.stack([verts, verts + 1]).to(device, dtype)
     verts.requires_grad_(requires_grad)
     faces = faces.to(device)
-    torch.library.opcheck(
-        torch.ops.dhpe_fast.silhouette_nmr.default, (verts, faces, 12, 14, None, True, 1e-4)
-    )
+    torch.library.opcheck(torch.ops.dhpe_fast.silhouette_nmr.default, (verts, faces, 12, 14, None, True, 1e-4))
     if not requires_grad:
         mask, index = torch.ops.dhpe_fast.silhouette_nmr(verts, faces, 12, 14, 0.5, False, 1e-4)
         arguments = (-torch.ones_like(mask), index, verts, faces, 1e-4, True)
