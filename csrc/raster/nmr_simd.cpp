@@ -16,18 +16,18 @@ namespace {
 // The pixels that pull, by row or by column.
 template <typename T>
 struct Lines {
-  int count, size;             // lines; pixels of a line
-  int64_t line_step, step;     // from one line to the next, from one pixel of a line to the next
-  int32_t* start;              // (count + 1,) into position and weight
-  uint8_t* has_excess;         // (count,) the line holds covered pixels with grad > 0
-  T* position;                 // missing pixels in ascending order; padded by a vector
-  T* weight;                   // -grad there
+  int count, size;          // lines; pixels of a line
+  int64_t line_step, step;  // from one line to the next, from one pixel of a line to the next
+  int32_t* start;           // (count + 1,) into position and weight
+  uint8_t* has_excess;      // (count,) the line holds covered pixels with grad > 0
+  T* position;              // missing pixels in ascending order; padded by a vector
+  T* weight;                // -grad there
 };
 
 template <typename T>
 struct Work {
   Lines<T> rows, columns;
-  uint8_t* visible;            // (F,)
+  uint8_t* visible;  // (F,)
 };
 
 template <typename T>
@@ -228,7 +228,7 @@ void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64
   }
 }
 
-#define DHPE_INSTANTIATE(T)                                                    \
+#define DHPE_INSTANTIATE(T)                                                     \
   template void nmr_count_missing<T>(const NmrBackward<T>&, int64_t, int64_t&); \
   template void nmr_backward<T>(const NmrBackward<T>&, void*, int64_t, int64_t);
 DHPE_INSTANTIATE(float)

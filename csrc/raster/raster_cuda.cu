@@ -198,8 +198,8 @@ Tensor rasterize_backward_cuda(Tensor grad_bary, Tensor grad_depth, Tensor face_
         grad_depth.const_data_ptr<scalar_t>(),
         out.verts()};
     if (grad_verts.numel() == 0 || p.mesh.n_faces == 0) return;
-    rasterize_backward_kernel<scalar_t><<<warp_blocks(B * p.mesh.n_faces), kWarp * kWarpsPerBlock, 0, stream>>>(
-        p, B, out.faces());
+    rasterize_backward_kernel<scalar_t>
+        <<<warp_blocks(B * p.mesh.n_faces), kWarp * kWarpsPerBlock, 0, stream>>>(p, B, out.faces());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     out.finish(p.mesh, B, stream);
   });

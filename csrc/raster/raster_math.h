@@ -19,9 +19,9 @@ inline namespace DHPE_MATH_NAMESPACE {
 template <typename T>
 struct Face {
   T ax[3], ay[3], dx[3], dy[3], tie[3];
-  T z[3], inv_z[3];      // inv_z is 1 where interpolation is linear in the image
-  T orientation;         // -1: front face, its vertices run counter-clockwise on the screen; +1: back face
-  int x0, x1, y0, y1;    // the pixels that may be covered, inclusive; clamped to the image
+  T z[3], inv_z[3];    // inv_z is 1 where interpolation is linear in the image
+  T orientation;       // -1: front face, its vertices run counter-clockwise on the screen; +1: back face
+  int x0, x1, y0, y1;  // the pixels that may be covered, inclusive; clamped to the image
 };
 
 template <typename T>
