@@ -146,19 +146,21 @@ def fit(
         ValueError, TypeError: for bad input, naming the argument.
         ImportError: when no keypoints are given and no evidence source is installed.
     """
-    clock = _Clock()
-    options = _Options.of(hand, model, camera, iterations, device)
-    pixels = read_image(image)
-    clock.lap("read")
-    if keypoints is not None:
-        if boxes is not None:
-            raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
-        found, single = given_hands(keypoints, order=order)
-    else:
-        found, single = evidence_source(evidence)(pixels, boxes), False
-    masks = _masks(mask, len(found), pixels.shape[:2])
-    clock.lap("evidence")
-    fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
+    # The solver takes gradients itself, whatever mode the caller is in.
+    with torch.inference_mode(False), torch.no_grad():
+        clock = _Clock()
+        options = _Options.of(hand, model, camera, iterations, device)
+        pixels = read_image(image)
+        clock.lap("read")
+        if keypoints is not None:
+            if boxes is not None:
+                raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
+            found, single = given_hands(keypoints, order=order)
+        else:
+            found, single = evidence_source(evidence)(pixels, boxes), False
+        masks = _masks(mask, len(found), pixels.shape[:2])
+        clock.lap("evidence")
+        fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
     return fits[0] if single else fits
 
 

@@ -160,6 +160,20 @@ def test_a_float64_left_model_of_the_caller_is_used_for_both_sides():
     assert hand.residuals["joints2d_box"] < 0.005
 
 
+def test_the_callers_torch_settings_do_not_matter():
+    keypoints = weak_image(make_hand(3)[0])
+    plain = dhpe_fast.fit(BLANK, keypoints=keypoints)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            other = dhpe_fast.fit(BLANK, keypoints=keypoints)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.verts_m.dtype == torch.float32
+    assert not other.verts_m.requires_grad
+    assert torch.equal(plain.verts_m, other.verts_m)
+
+
 def test_zero_iterations_return_the_first_estimate():
     hand = dhpe_fast.fit(BLANK, keypoints=weak_image(make_hand(3)[0]), iterations=0)
     assert hand.iterations == 0
