@@ -35,10 +35,11 @@ def with_confidence(confidence: float = 1.0) -> np.ndarray:
         JOINTS.astype(np.float32),
         JOINTS.astype(int),
         torch.tensor(JOINTS, requires_grad=True),
+        torch.tensor(JOINTS, dtype=torch.bfloat16),  # whole numbers to 255 are exact
         torch.tensor(JOINTS)[:, [1, 0]][:, [1, 0]],
         with_confidence(),
     ],
-    ids=["array", "list", "float32", "integers", "tensor with gradient", "strided", "with confidence"],
+    ids=["array", "list", "float32", "integers", "tensor with gradient", "bfloat16", "strided", "with confidence"],
 )
 def test_keypoints_come_as_array_list_or_tensor(keypoints):
     (hand,), single = given_hands(keypoints)

@@ -85,8 +85,11 @@ def given_boxes(
 
 def _numbers(value: Any, name: str) -> np.ndarray:
     """A float64 copy on the host."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
     try:
-        array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value)
+        array = np.array(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: expected a regular array of numbers ({error})") from None
     if array.size and array.dtype.kind not in "iuf":
