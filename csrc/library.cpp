@@ -29,6 +29,14 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
   m.def(
       "_silhouette_nmr_backward(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, float eps, "
       "bool deterministic) -> Tensor");
+  m.def("interpolate(Tensor attributes, Tensor faces, Tensor face_index, Tensor bary) -> Tensor");
+  m.def(
+      "_interpolate_backward(Tensor grad, Tensor attributes, Tensor faces, Tensor face_index, Tensor bary) "
+      "-> (Tensor grad_attributes, Tensor grad_bary)");
+  m.def("visibility_gradient(Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, float eps) -> Tensor");
+  m.def(
+      "_visibility_gradient_backward(Tensor grad, Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, "
+      "float eps, bool deterministic) -> Tensor");
 }
 
 namespace dhpe {

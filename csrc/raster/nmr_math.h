@@ -77,5 +77,61 @@ DHPE_HD T nmr_pull(T weight, T distance, T t, T margin) {
   return weight * t / (distance + margin);
 }
 
+// A face in coordinates counted from the centre of pixel 0, and the pixels it may cover, inclusive.
+template <typename T>
+struct NmrFace {
+  T x[3], y[3];
+  int below;  // which way is outwards, in y, from an edge that runs to the right
+  int x_low, x_high, y_low, y_high;
+};
+
+template <typename T>
+DHPE_HD int nmr_clamp(T value, int size) {
+  return value > 0 ? (value < T(size - 1) ? static_cast<int>(value) : size - 1) : 0;
+}
+
+template <typename T>
+DHPE_HD NmrFace<T> nmr_face(const RasterMesh<T>& m, const T* verts, int64_t face) {
+  NmrFace<T> f;
+  for (int k = 0; k < 3; ++k) {
+    const T* v = verts + 3 * static_cast<int64_t>(m.faces[3 * face + k]);
+    f.x[k] = v[0] - T(0.5);
+    f.y[k] = v[1] - T(0.5);
+  }
+  const T area = (f.x[1] - f.x[0]) * (f.y[2] - f.y[0]) - (f.y[1] - f.y[0]) * (f.x[2] - f.x[0]);
+  // A front face runs counter-clockwise on the screen: an edge to the right has the outside below it (+y), an edge
+  // downwards has it on the left (-x). A back face acts as its reversed copy.
+  f.below = area < 0 ? 1 : -1;
+  f.x_low = nmr_clamp(std::fmin(std::fmin(f.x[0], f.x[1]), f.x[2]), m.width);
+  f.x_high = nmr_clamp(std::fmax(std::fmax(f.x[0], f.x[1]), f.x[2]), m.width);
+  f.y_low = nmr_clamp(std::fmin(std::fmin(f.y[0], f.y[1]), f.y[2]), m.height);
+  f.y_high = nmr_clamp(std::fmax(std::fmax(f.y[0], f.y[1]), f.y[2]), m.height);
+  return f;
+}
+
+// One of a face's six scans: edge `begin` -> `end` over columns (moving in y) or over rows (moving in x).
+template <typename T>
+struct NmrScan {
+  NmrEdge<T> edge;
+  bool by_columns;
+  int begin, end;
+  int low, high;  // the face's extent along m
+  T eps_px;
+};
+
+constexpr int kNmrScans = 6;
+
+template <typename T>
+DHPE_HD bool nmr_scan(const NmrFace<T>& f, const RasterMesh<T>& m, T eps, int scan, NmrScan<T>& s) {
+  s.begin = scan / 2;
+  s.end = s.begin == 2 ? 0 : s.begin + 1;
+  s.by_columns = scan % 2 == 0;
+  s.low = s.by_columns ? f.y_low : f.x_low;
+  s.high = s.by_columns ? f.y_high : f.x_high;
+  s.eps_px = eps * static_cast<T>(s.by_columns ? m.height : m.width) / 2;
+  return s.by_columns ? nmr_edge(f.x[s.begin], f.y[s.begin], f.x[s.end], f.y[s.end], f.below, m.width, s.edge)
+                      : nmr_edge(f.y[s.begin], f.x[s.begin], f.y[s.end], f.x[s.end], -f.below, m.height, s.edge);
+}
+
 }  // namespace DHPE_MATH_NAMESPACE
 }  // namespace dhpe

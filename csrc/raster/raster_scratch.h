@@ -24,4 +24,12 @@ int64_t nmr_scratch_bytes(int64_t missing, int64_t height, int64_t width, int64_
   return 4 * (missing + kNmrPadding) * static_cast<int64_t>(sizeof(T)) + 4 * (lines + 2) + lines + n_faces;
 }
 
+// Bytes for the backward pass of visibility_gradient: planes by row and by column, one line, where the gradients of
+// each line begin and end, and flags for faces.
+template <typename T>
+int64_t visibility_scratch_bytes(int64_t channels, int64_t height, int64_t width, int64_t n_faces) {
+  const int64_t values = 2 * height * width * (1 + channels) + (height > width ? height : width);
+  return values * static_cast<int64_t>(sizeof(T)) + 8 * (height + width) + n_faces;
+}
+
 }  // namespace dhpe

@@ -4,8 +4,20 @@ Each twin has the name, the arguments and the defaults of its op in :mod:`dhpe_f
 autograd, and is written from the formula, not from the kernel.
 """
 
+from dhpe_fast.reference.interpolate import interpolate
 from dhpe_fast.reference.lbs import LbsBasis, lbs
 from dhpe_fast.reference.rasterize import Fragments, rasterize
+from dhpe_fast.reference.sample_texture import sample_texture
 from dhpe_fast.reference.silhouette import silhouette
+from dhpe_fast.reference.visibility_gradient import visibility_gradient
 
-__all__ = ["Fragments", "LbsBasis", "lbs", "rasterize", "silhouette"]
+__all__ = [
+    "Fragments",
+    "LbsBasis",
+    "interpolate",
+    "lbs",
+    "rasterize",
+    "sample_texture",
+    "silhouette",
+    "visibility_gradient",
+]

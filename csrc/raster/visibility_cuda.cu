@@ -1,0 +1,163 @@
+// The backward pass of visibility_gradient on the GPU: one warp a line finds where gradients are, then one warp a face
+// scans its edges.
+#include "raster/face_gradients.h"
+#include "raster/nmr_math.h"
+#include "raster/visibility_tensors.h"
+
+namespace dhpe {
+namespace {
+
+// Rows or columns of all images.
+struct ScanLines {
+  int count, size;          // lines of an image; pixels of a line
+  int64_t line_step, step;  // from one line to the next, from one pixel of a line to the next
+  int32_t* first;           // (B, count) the first pixel with a gradient
+  int32_t* last;            // (B, count) and the last; first > last where there is none
+};
+
+template <typename T>
+__global__ void find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t batch, uint8_t* visible) {
+  const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
+  for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {
+    const int64_t image = task / lines.count, from = image * pixels + task % lines.count * lines.line_step;
+    int first = lines.size, last = -1;
+    for (int d = lane_of(); d < lines.size; d += kWarp) {
+      const int64_t pixel = from + d * lines.step;
+      const int32_t face = p.face_index[pixel];
+      if (visible && face >= 0 && face < p.mesh.n_faces) visible[image * p.mesh.n_faces + face] = 1;
+      bool any = false;
+      for (int k = 0; k < p.channels; ++k) any = any || p.grad[pixel * p.channels + k] != T(0);
+      if (!any) continue;
+      if (first > d) first = d;
+      last = d;
+    }
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const int other_first = __shfl_xor_sync(0xffffffffu, first, step);
+      const int other_last = __shfl_xor_sync(0xffffffffu, last, step);
+      if (first > other_first) first = other_first;
+      if (last < other_last) last = other_last;
+    }
+    if (lane_of() == 0) {
+      lines.first[task] = first;
+      lines.last[task] = last;
+    }
+  }
+}
+
+// What the loss would fall by if pixel `d` took the colour of pixel `r`.
+template <typename T>
+__device__ T delta(const VisibilityBackward<T>& p, int64_t d, int64_t r) {
+  T sum = T(0);
+  for (int k = 0; k < p.channels; ++k)
+    sum += (p.image[d * p.channels + k] - p.image[r * p.channels + k]) * p.grad[d * p.channels + k];
+  return sum;
+}
+
+// dL/dm of the edge's two end points, negated; every lane holds a part.
+template <typename T>
+__device__ void scan_visibility(const VisibilityBackward<T>& p, const ScanLines& lines, const NmrScan<T>& s,
+                                int64_t image, int64_t face, T* pull) {
+  const NmrEdge<T>& e = s.edge;
+  const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
+  T outwards[2] = {}, inwards[2] = {};
+  for (int line = e.first; line <= e.last; ++line) {
+    const int first = lines.first[image * lines.count + line], last = lines.last[image * lines.count + line];
+    NmrCrossing<T> x;
+    if (first > last || !nmr_crossing(e, line, lines.size, x)) continue;
+    const int64_t from = image * pixels + line * lines.line_step;
+    const int64_t in = from + x.in * lines.step, out = from + x.out * lines.step;
+    const T margin0 = nmr_margin(s.eps_px, x.t0), margin1 = nmr_margin(s.eps_px, x.t1);
+    const bool is_own = p.face_index[in] == face;
+    for (int d = first + lane_of(); d <= last; d += kWarp) {
+      const bool beyond = (d - x.in) * e.outward > 0;
+      const int64_t pixel = from + d * lines.step;
+      if (beyond ? !is_own : d < s.low || d > s.high || p.face_index[pixel] != face) continue;
+      const T w = delta(p, pixel, beyond ? in : out);
+      if (!(w > 0)) continue;
+      const T distance = std::fabs(static_cast<T>(d) - x.at);
+      T* sum = beyond ? outwards : inwards;
+      sum[0] += nmr_pull(w, distance, x.t0, margin0);
+      sum[1] += nmr_pull(w, distance, x.t1, margin1);
+    }
+  }
+  for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
+}
+
+// On this device nobody has looked at the ids before.
+template <typename T>
+__device__ bool has_vertices(const RasterMesh<T>& m, int64_t face) {
+  for (int k = 0; k < 3; ++k)
+    if (m.faces[3 * face + k] < 0 || m.faces[3 * face + k] >= m.n_verts) return false;
+  return true;
+}
+
+template <typename T>
+__global__ void visibility_backward_kernel(VisibilityBackward<T> p, ScanLines rows, ScanLines columns,
+                                           const uint8_t* visible, int64_t batch, T* grad_faces) {
+  const RasterMesh<T>& m = p.mesh;
+  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
+    if (!visible[task]) continue;
+    const int64_t image = task / m.n_faces, face = task % m.n_faces;
+    if (!has_vertices(m, face)) continue;
+    const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
+    T part[9] = {};
+    for (int scan = 0; scan < kNmrScans; ++scan) {
+      NmrScan<T> s;
+      if (!nmr_scan(f, m, p.eps, scan, s)) continue;
+      T pull[2];
+      scan_visibility(p, s.by_columns ? columns : rows, s, image, face, pull);
+      const int axis = s.by_columns ? 1 : 0;
+      part[3 * s.begin + axis] -= pull[0];
+      part[3 * s.end + axis] -= pull[1];
+    }
+    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
+  }
+}
+
+Tensor visibility_backward_cuda(Tensor grad, Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
+                                bool deterministic) {
+  const VisibilityTensors in("_visibility_gradient_backward", grad, image, face_index, verts_px, faces);
+  const int64_t B = in.batch(), H = in.mesh.height, W = in.mesh.width, F = in.mesh.faces.size(0);
+  const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
+  const cudaStream_t stream = current_stream(verts_px);
+  Tensor ends = torch::stable::new_empty(verts_px, {2 * B * (H + W)}, ScalarType::Int);
+  Tensor flags = torch::stable::new_empty(verts_px, {B * F}, ScalarType::Byte);
+  int32_t* end = ends.mutable_data_ptr<int32_t>();
+  uint8_t* visible = flags.mutable_data_ptr<uint8_t>();
+  const int h = static_cast<int>(H), w = static_cast<int>(W);
+  const ScanLines rows = {h, w, W, 1, end, end + B * H};
+  const ScanLines columns = {w, h, 1, W, end + 2 * B * H, end + 2 * B * H + B * W};
+  Tensor grad_verts;
+  DHPE_DISPATCH_FLOATING(verts_px, [&] {
+    FaceGradients<scalar_t> out(verts_px, F, deterministic, stream);
+    grad_verts = out.grad_verts;
+    if (grad_verts.numel() == 0 || F == 0) return;
+    const auto p = in.arguments<scalar_t>(eps, out.verts());
+    STD_CUDA_CHECK(cudaMemsetAsync(visible, 0, B * F, stream));
+    const int threads = kWarp * kWarpsPerBlock;
+    find_gradients<scalar_t><<<warp_blocks(B * H), threads, 0, stream>>>(p, rows, B, visible);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    find_gradients<scalar_t><<<warp_blocks(B * W), threads, 0, stream>>>(p, columns, B, nullptr);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    visibility_backward_kernel<scalar_t>
+        <<<warp_blocks(B * F), threads, 0, stream>>>(p, rows, columns, visible, B, out.faces());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    out.finish(p.mesh, B, stream);
+  });
+  return grad_verts;
+}
+
+Tensor visibility_cuda(Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, double eps) {
+  (void)eps;  // acts in the backward pass
+  const VisibilityTensors in("visibility_gradient", image, image, face_index, verts_px, faces);
+  const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
+  return torch::stable::clone(image);
+}
+
+}  // namespace
+}  // namespace dhpe
+
+STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CUDA, m) {
+  m.impl("visibility_gradient", TORCH_BOX(&dhpe::visibility_cuda));
+  m.impl("_visibility_gradient_backward", TORCH_BOX(&dhpe::visibility_backward_cuda));
+}

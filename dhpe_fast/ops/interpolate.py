@@ -1,0 +1,129 @@
+"""Attribute interpolation as one op: values of vertices in, an image out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.reference.rasterize import Fragments
+
+
+def interpolate(
+    attributes: Tensor,  # (*batch, V, C), or (V, C) common to the batch
+    faces: Tensor,  # (F, 3)
+    fragments: Fragments,  # of (*batch, H, W) pixels
+) -> Tensor:  # (*batch, H, W, C)
+    """Draws any attribute of the vertices: colours, normals, texture coordinates, positions.
+
+    Every pixel receives sum_k bary_k attributes[faces[face_index, k]], and 0 where it sees no face. The faces may be
+    others than those rasterized as long as they come in the same order: those of a texture's seams, for instance,
+    which index texture coordinates instead of positions.
+
+    Differentiable in: attributes and fragments.bary (once), and so through
+    :func:`dhpe_fast.ops.rasterize` in the vertices. float32 and float64; half types are computed in float32 and cast
+    back.
+
+    Args:
+        attributes: C values a vertex.
+        faces: vertex ids, int32 or int64; an id out of range makes its face empty.
+        fragments: what :func:`dhpe_fast.ops.rasterize` returned.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype. ValueError: shapes, dtypes or devices do not fit.
+    """
+    check_interpolation(attributes, faces, fragments)
+    face_index, bary = fragments.face_index, fragments.bary
+    batch, (height, width) = face_index.shape[:-2], face_index.shape[-2:]
+    dtype = attributes.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        attributes, bary = attributes.float(), bary.float()
+    n_images = batch.numel()
+    shared = attributes.dim() == 2
+    image = torch.ops.dhpe_fast.interpolate(
+        attributes.reshape(1 if shared else n_images, *attributes.shape[-2:]),
+        faces,
+        face_index.reshape(n_images, height, width),
+        bary.reshape(n_images, height, width, 3),
+    )
+    return image.reshape(*batch, height, width, attributes.shape[-1]).to(dtype)
+
+
+def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:
+    """Raises TypeError or ValueError unless the three belong together."""
+    face_index, bary = fragments.face_index, fragments.bary
+    for name, value in (("attributes", attributes), ("fragments.bary", bary)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
+    for name, value in (("faces", faces), ("fragments.face_index", face_index)):
+        if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be an int32 or int64 tensor, got {_describe(value)}")
+    if face_index.dtype != torch.int32 or face_index.dim() < 2:
+        raise ValueError(
+            f"fragments.face_index is {face_index.dtype} {tuple(face_index.shape)}, expected int32 (*batch, H, W)"
+        )
+    if bary.shape != (*face_index.shape, 3):
+        raise ValueError(f"fragments.bary has shape {tuple(bary.shape)}, expected {(*face_index.shape, 3)}")
+    batch = tuple(face_index.shape[:-2])
+    if attributes.dim() < 2 or (attributes.dim() > 2 and tuple(attributes.shape[:-2]) != batch):
+        raise ValueError(f"attributes has shape {tuple(attributes.shape)}, expected (V, C) or {(*batch, 'V', 'C')}")
+    if faces.dim() != 2 or faces.shape[-1] != 3:
+        raise ValueError(f"faces has shape {tuple(faces.shape)}, expected (F, 3)")
+    if bary.dtype != attributes.dtype:
+        raise ValueError(f"attributes is {attributes.dtype}, fragments.bary {bary.dtype}: they must agree")
+    for name, value in (("faces", faces), ("fragments.face_index", face_index), ("fragments.bary", bary)):
+        if value.device != attributes.device:
+            raise ValueError(f"{name} is on {value.device}, attributes on {attributes.device}")
+
+
+def _describe(value: object) -> str:
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+@torch.library.register_fake("dhpe_fast::interpolate")
+def _interpolate_fake(attributes, faces, face_index, bary):
+    return attributes.new_empty(*face_index.shape, attributes.shape[-1])
+
+
+@torch.library.register_fake("dhpe_fast::_interpolate_backward")
+def _interpolate_backward_fake(grad, attributes, faces, face_index, bary):
+    return attributes.new_empty(face_index.shape[0], *attributes.shape[1:]), bary.new_empty(bary.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    attributes, faces, face_index, bary = ctx.saved_tensors
+    grad_attributes, grad_bary = torch.ops.dhpe_fast._interpolate_backward(grad, *ctx.saved_tensors)
+    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # The kernel adds up by atomics, in any order; torch has an ordered addition.
+        grad_attributes = _ordered_gradient(grad, attributes.shape[1], faces, face_index, bary)
+    if attributes.shape[0] == 1:
+        grad_attributes = grad_attributes.sum(0, keepdim=True)
+    return grad_attributes, None, None, grad_bary
+
+
+def _ordered_gradient(
+    grad: Tensor,  # (B, H, W, C)
+    n_verts: int,
+    faces: Tensor,  # (F, 3)
+    face_index: Tensor,  # (B, H, W)
+    bary: Tensor,  # (B, H, W, 3)
+) -> Tensor:  # (B, V, C)
+    image, row, column = torch.nonzero(face_index >= 0, as_tuple=True)
+    vertex = faces.long()[face_index[image, row, column].long()]  # (n, 3)
+    share = bary[image, row, column][..., None] * grad[image, row, column][:, None]  # (n, 3, C)
+    total = grad.new_zeros(len(face_index), n_verts, grad.shape[-1])
+    return total.index_put_((image[:, None].expand_as(vertex), vertex), share, accumulate=True)
+
+
+def _refuse_double_backward(ctx, *grads):
+    raise NotImplementedError(
+        "interpolate is differentiable once; for second derivatives use its twin dhpe_fast.reference.interpolate"
+    )
+
+
+torch.library.register_autograd("dhpe_fast::interpolate", _backward, setup_context=_setup_context)
+torch.library.register_autograd("dhpe_fast::_interpolate_backward", _refuse_double_backward)

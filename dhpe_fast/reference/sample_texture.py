@@ -1,0 +1,29 @@
+"""Bilinear texture lookup."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_texture(
+    texture: Tensor,  # (*batch, Ht, Wt, C), or (Ht, Wt, C) common to the batch
+    uv: Tensor,  # (*batch, H, W, 2)
+    face_index: Tensor | None = None,  # (*batch, H, W)
+) -> Tensor:  # (*batch, H, W, C)
+    """Looks colours up; the twin of :func:`dhpe_fast.ops.sample_texture`, where the contract is written."""
+    batch, (height, width) = uv.shape[:-3], uv.shape[-3:-1]
+    rows, columns, n_channels = texture.shape[-3:]
+    work = torch.float32 if texture.dtype in (torch.float16, torch.bfloat16) else texture.dtype
+    shared = texture.dim() == 3
+    texels = texture.to(work).reshape(-1, n_channels)
+    image = torch.arange(batch.numel(), device=uv.device)[:, None, None] * (0 if shared else rows * columns)
+    x = (uv[..., 0].to(work).reshape(-1, height, width) * columns - 0.5).clamp(0, columns - 1)
+    y = (uv[..., 1].to(work).reshape(-1, height, width) * rows - 0.5).clamp(0, rows - 1)
+    left, top = x.detach().floor().long(), y.detach().floor().long()
+    right, bottom = (left + 1).clamp(max=columns - 1), (top + 1).clamp(max=rows - 1)
+    across, down = (x - left)[..., None], (y - top)[..., None]
+    upper = texels[image + top * columns + left] * (1 - across) + texels[image + top * columns + right] * across
+    lower = texels[image + bottom * columns + left] * (1 - across) + texels[image + bottom * columns + right] * across
+    colors = (upper * (1 - down) + lower * down).reshape(*batch, height, width, n_channels).to(texture.dtype)
+    return colors if face_index is None else torch.where((face_index >= 0)[..., None], colors, 0)
