@@ -444,8 +444,11 @@ def _matrices(name: str, value: Tensor, count: int) -> Tensor:
 
 def _common_batch(**tensors: Tensor) -> tuple[int, ...]:
     """The batch that all share, by broadcasting; each tensor is (*batch, size)."""
+    batches = [tensor.shape[:-1] for tensor in tensors.values()]
+    if all(batch == batches[0] for batch in batches):
+        return batches[0]
     try:
-        return torch.broadcast_shapes(*(tensor.shape[:-1] for tensor in tensors.values()))
+        return torch.broadcast_shapes(*batches)
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"batches do not broadcast: {shapes}") from None
