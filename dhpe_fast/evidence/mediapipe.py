@@ -11,9 +11,10 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -64,8 +65,14 @@ class MediaPipeEvidence:
             raise ValueError(f"min_score: expected a number in [0, 1], got {min_score!r}")
         self._min_score = min_score
         self._search_tiles = search_tiles
-        self._hands = _load_hands(max_hands)
-        self._started = False
+        self._make_hands = partial(
+            _hands_class(),
+            static_image_mode=True,
+            max_num_hands=max_hands,
+            model_complexity=1,
+            min_detection_confidence=0.5,
+        )
+        self._hands: Any = None
         self._lock = threading.Lock()  # a MediaPipe graph serves one call at a time
 
     def __call__(
@@ -129,12 +136,12 @@ class MediaPipeEvidence:
     def _look(self, image_rgb: np.ndarray, square: CropBox) -> list[_Find]:
         crop = square.crop_image(image_rgb, LOOK_SIZE_PX)
         with self._lock:
-            if self._started:
-                result = self._hands.process(crop)
-            else:
-                with _quiet():  # it is at the first picture that the graph starts and writes its notes
+            if self._hands is None:
+                with _quiet():  # MediaPipe writes its notes while its graph starts, until the first picture is through
+                    self._hands = self._make_hands()
                     result = self._hands.process(crop)
-                self._started = True
+            else:
+                result = self._hands.process(crop)
         return _finds(result, square)
 
 
@@ -209,15 +216,13 @@ def _tiles(image_size: tuple[int, int], side: float) -> list[CropBox]:
     return [CropBox((float(x), float(y)), side) for y in centers[0] for x in centers[1]]
 
 
-def _load_hands(max_hands: int) -> Any:
+def _hands_class() -> Callable[..., Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the packages it imports
             import mediapipe
 
-            return mediapipe.solutions.hands.Hands(
-                static_image_mode=True, max_num_hands=max_hands, model_complexity=1, min_detection_confidence=0.5
-            )
+            return mediapipe.solutions.hands.Hands
     except (ImportError, AttributeError) as error:
         # AttributeError: later MediaPipe has no `solutions`, and no models in its wheel.
         raise ImportError(
