@@ -329,3 +329,10 @@ def _zeros(*shape: int) -> torch.Tensor:
 def test_wrong_arguments_are_named(model: HandModel, call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(model)
+
+
+def test_compiles_whole_at_its_first_call():
+    model = HandModel.default()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    pose = torch.randn(2, 45) * 0.3
+    torch.testing.assert_close(compiled(pose).verts_m, model(pose).verts_m)

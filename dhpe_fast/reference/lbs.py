@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from dhpe_fast.rotation import axis_angle_to_matrix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LbsBasis:
     """The constant part of a skinned hand: S shape directions, P = 9 (J - 1) pose directions, J joints, V vertices.
 
@@ -27,6 +26,8 @@ class LbsBasis:
     skin_joints: Tensor  # (V, K) int32
     skin_weights: Tensor  # (V, K), rows sum to one
     parents: Tensor  # (J,) int32; parents[0] = -1, parents[j] < j
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    """The fields above, in the order in which the op takes them."""
 
     def __post_init__(self) -> None:
         n_verts, n_shape, n_joints = len(self.v_template), len(self.shapedirs), len(self.joint_template)
@@ -44,18 +45,15 @@ class LbsBasis:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise ValueError(f"LbsBasis.{name} has shape {found}, expected {shape}")
-
-    @cached_property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The fields in the order in which the op takes them."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        # Not a property: gathering them takes longer than a check of the op, and torch.compile traces no cached one.
+        object.__setattr__(self, "tensors", tuple(getattr(self, name) for name in expected))
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LbsBasis:
         """Moves every tensor to `device` and the floating-point ones to `dtype`."""
+        names = [f.name for f in fields(self) if f.init]
         moved = {
-            field.name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-            for field in fields(self)
-            for value in (getattr(self, field.name),)
+            name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            for name, value in zip(names, self.tensors, strict=True)
         }
         return replace(self, **moved)
 
