@@ -51,7 +51,7 @@ def save_image(
     done, data = cv2.imencode(file.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not done:
         raise ValueError(f"rgb: {file.suffix} cannot hold an image of shape {rgb.shape}")
-    _write_whole(file, data.tobytes())
+    write_whole(file, data.tobytes())
 
 
 # --- Keypoints ----------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def save_fit(fit: HandFit, path: str | os.PathLike[str]) -> None:
     writer = _FIT_WRITERS.get(file.suffix.lower())
     if writer is None:
         raise ValueError(f"path: expected a suffix of {', '.join(_FIT_WRITERS)}, got '{file.name}'")
-    _write_whole(file, writer(fit))
+    write_whole(file, writer(fit))
 
 
 def fit_record(fit: HandFit) -> dict[str, Any]:
@@ -297,7 +297,7 @@ FIT_SUFFIXES = tuple(_FIT_WRITERS)
 """The suffixes that ``save_fit`` accepts."""
 
 
-def _write_whole(file: Path, data: bytes) -> None:
+def write_whole(file: Path, data: bytes) -> None:
     """Writes `data` beside the file and renames it into place, with the permissions that open() gives."""
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file}: the folder {file.parent} does not exist")

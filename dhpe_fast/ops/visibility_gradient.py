@@ -39,7 +39,8 @@ def visibility_gradient(
     Args:
         image: what was drawn, background included; up to 64 channels.
         face_index: the face every pixel shows, -1 for the background, as of :func:`dhpe_fast.ops.rasterize`.
-        verts_px, faces: the mesh which was drawn.
+        verts_px: the vertices that were drawn.
+        faces: their ids, int32 or int64.
         eps: see above.
 
     Raises:

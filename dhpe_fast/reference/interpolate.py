@@ -13,7 +13,7 @@ def interpolate(
     faces: Tensor,  # (F, 3)
     fragments: Fragments,  # of (*batch, H, W) pixels
 ) -> Tensor:  # (*batch, H, W, C)
-    """Draws attributes of the vertices; the twin of :func:`dhpe_fast.ops.interpolate`, where the contract is written."""
+    """Draws attributes of vertices; the twin of :func:`dhpe_fast.ops.interpolate`, where the contract is written."""
     batch, (height, width) = fragments.face_index.shape[:-2], fragments.face_index.shape[-2:]
     n_channels = attributes.shape[-1]
     if attributes.dim() == 2:
