@@ -4,6 +4,7 @@ Change one import and keep the rest of the project:
 
 * ``from dhpe_fast.compat.manopth import ManoLayer`` for ``from manopth.manolayer import ManoLayer``
 * ``from dhpe_fast.compat import smplx`` for ``import smplx`` (hands only)
+* ``from dhpe_fast.compat import neural_renderer as nr`` for ``import neural_renderer as nr``
 
 What differs on purpose is listed in ``docs/drop-ins.md``.
 """
