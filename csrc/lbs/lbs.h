@@ -52,4 +52,30 @@ struct LbsBackward {
   T* grad_bent;  // (B, V, 3)
 };
 
+// Everything the vertices need to know of one hand's pose.
+template <typename T>
+struct Chain {
+  T local[kMaxJoints * 9];     // rotation relative to the parent
+  T world[kMaxJoints * 9];     // rotation relative to the model
+  T rest[kMaxJoints * 3];      // joint positions before posing
+  T position[kMaxJoints * 3];  // and after
+};
+
+// CPU: a hand between the steps of a call that shares its vertices among threads.
+template <typename T>
+struct PosedHand {
+  Chain<T> chain;
+  T coeffs[kMaxCoeffs];                   // the betas, then R - I of joints 1..J-1
+  alignas(64) T packed[16 * kMaxJoints];  // [W | o] of each joint, 3x4 in 16 lanes
+};
+
+// CPU: what the backward pass sums over vertices; a part of them, or all.
+template <typename T>
+struct VertexSums {
+  T coeffs[kMaxCoeffs];
+  alignas(64) T packed[16 * kMaxJoints];
+};
+
+constexpr int kHalves = 2;  // sums over vertices are always taken half by half, so threads do not change a bit
+
 }  // namespace dhpe

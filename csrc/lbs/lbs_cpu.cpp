@@ -1,19 +1,73 @@
+#include <algorithm>
+
 #include "common/simd.h"
 #include "lbs/lbs_tensors.h"
 
 namespace dhpe {
 
-#define DHPE_LBS_KERNELS                                                \
-  template <typename T>                                                 \
-  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end); \
-  template <typename T>                                                 \
-  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end)
+#define DHPE_LBS_KERNELS                                                                                       \
+  template <typename T>                                                                                        \
+  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                        \
+  template <typename T>                                                                                        \
+  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                      \
+  template <typename T>                                                                                        \
+  void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);     \
+  template <typename T>                                                                                        \
+  void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end); \
+  template <typename T>                                                                                        \
+  void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, int half,           \
+                         VertexSums<T>& sums);                                                                 \
+  template <typename T>                                                                                        \
+  void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, VertexSums<T>* halves)
 DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 #undef DHPE_LBS_KERNELS
 
 namespace {
 
 constexpr int64_t kHandsPerTask = 12;  // fewer would read the basis more often than they share the work
+
+constexpr int64_t kSharedHands = 2;  // up to so many hands, threads share each one's vertices
+constexpr int64_t kVertsPerTask = 192;
+
+template <typename T>
+void forward(const LbsForward<T>& p, int64_t B) {
+  if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
+    torch::stable::parallel_for(0, B, kHandsPerTask,
+                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_forward, p, begin, end); });
+    return;
+  }
+  const LbsModel<T>& m = p.model;
+  const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  for (int64_t hand = 0; hand < B; ++hand) {
+    PosedHand<T> posed;
+    DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
+    torch::stable::parallel_for(0, m.n_verts, kVertsPerTask, [&](int64_t begin, int64_t end) {
+      DHPE_CALL_SIMD(lbs_verts, p, hand, posed, begin, end);
+    });
+    std::copy_n(posed.chain.position, 3 * m.n_joints, p.joints + hand * 3 * m.n_joints);
+  }
+}
+
+template <typename T>
+void backward(const LbsBackward<T>& p, int64_t B) {
+  if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
+    torch::stable::parallel_for(0, B, kHandsPerTask,
+                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_backward, p, begin, end); });
+    return;
+  }
+  const LbsModel<T>& m = p.model;
+  const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  for (int64_t hand = 0; hand < B; ++hand) {
+    PosedHand<T> posed;
+    VertexSums<T> halves[kHalves];
+    DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
+    torch::stable::parallel_for(0, kHalves, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t half = begin; half < end; ++half)
+        DHPE_CALL_SIMD(lbs_backward_half, p, hand, posed, static_cast<int>(half), halves[half]);
+    });
+    DHPE_CALL_SIMD(lbs_backward_finish, p, hand, posed, halves);
+  }
+}
 
 // The kernels index by these values: a wrong one would read out of bounds.
 void check_indices(const char* op, const LbsModelTensors& m) {
@@ -48,8 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> lbs_cpu(Tensor pose, Tensor betas, Tensor v_t
         tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
         betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
         bent.mutable_data_ptr<scalar_t>()};
-    torch::stable::parallel_for(0, B, kHandsPerTask,
-                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_forward, p, begin, end); });
+    forward(p, B);
   });
   return {verts, joints, bent};
 }
@@ -84,8 +137,7 @@ std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joint
                                      grad_pose.mutable_data_ptr<scalar_t>(),
                                      grad_betas.mutable_data_ptr<scalar_t>(),
                                      grad_bent.mutable_data_ptr<scalar_t>()};
-    torch::stable::parallel_for(0, B, kHandsPerTask,
-                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_backward, p, begin, end); });
+    backward(p, B);
   });
   return {grad_pose, grad_betas};
 }

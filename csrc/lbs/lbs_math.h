@@ -7,15 +7,6 @@
 namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 
-// Everything the vertices need to know of one hand's pose.
-template <typename T>
-struct Chain {
-  T local[kMaxJoints * 9];     // rotation relative to the parent
-  T world[kMaxJoints * 9];     // rotation relative to the model
-  T rest[kMaxJoints * 3];      // joint positions before posing
-  T position[kMaxJoints * 3];  // and after
-};
-
 template <typename T>
 DHPE_HD void local_rotation(const T* pose, bool is_matrix, int64_t joint, T* out) {
   const Mat3<T> r = is_matrix ? load9(pose + 9 * joint) : rodrigues(load3(pose + 3 * joint));

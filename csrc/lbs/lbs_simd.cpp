@@ -1,10 +1,10 @@
 // The CPU's inner loops of linear blend skinning, compiled once per instruction set (see common/simd.h).
 //
 // Cost: nearly all of it is the blend shapes, V * 3 * (S + P) multiply-adds over a 1.3 MB basis that fits no L2.
-//  - A hand or two: the basis is read once, at the speed of the L3.
+//  - A hand or two: the basis is read once. Shared between two threads, each half of it stays in a core's own L2.
 //  - More: a matrix product. Forward, a block of hands by a panel of columns stays in registers over all rows;
 //  backward,
-//    a block of hands by a block of rows does, over a tile of columns. Each basis value loaded serves a block of hands.
+//    a block of hands by a block of rows does, over half of the columns. Each basis value loaded serves many hands.
 #include <algorithm>
 
 #include "common/vector.h"
@@ -14,10 +14,9 @@ namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 namespace {
 
-constexpr int64_t kGroup = 24;       // hands that share one pass over the basis
-constexpr int64_t kStreamHands = 2;  // up to so many hands the time is that of reading the basis
-constexpr int64_t kRows = 4;         // basis rows taken together
-constexpr int kPanel = 4;            // forward: vectors of columns in registers ...
+constexpr int64_t kGroup = 12;  // hands that share one pass over the basis
+constexpr int64_t kRows = 4;    // basis rows taken together
+constexpr int kPanel = 4;       // forward: vectors of columns in registers ...
 #if defined(__AVX512F__)
 constexpr int kHands = 6;       // ... for so many hands: 24 of 32 registers accumulate
 constexpr int kWidePanel = 16;  // for a single hand
@@ -27,7 +26,6 @@ constexpr int kHands = 2;  // 8 of 16 registers
 constexpr int kWidePanel = 8;
 constexpr int kDotHands = 2;
 #endif
-constexpr int64_t kDotTile = 1168;  // columns of a backward pass: half a hand, so that sums across lanes stay rare
 
 template <typename T>
 const T* basis_row(const LbsModel<T>& m, int64_t k) {
@@ -68,34 +66,28 @@ void blend_panel(const LbsModel<T>& m, const T* coeffs, int64_t column, T* out) 
     for (int v = 0; v < Width; ++v) store(out + h * n + column + v * kLanes<T>, sum[h][v]);
 }
 
+// out = v_template + sum_k coeffs[k] row_k over the columns [column, end), for each hand of a group.
 template <typename T>
-void blend_tail(const LbsModel<T>& m, const T* coeffs, int64_t column, T* out) {  // what no panel covers, one hand
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = n - column;
-  std::copy_n(m.v_template + column, width, out + column);
-  for (int64_t k = 0; k < rows; ++k) {
-    const T* __restrict row = basis_row(m, k) + column;
-    const T w = coeffs[k];
-    T* __restrict o = out + column;
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) o[i] += w * row[i];
-  }
-}
-
-template <typename T>
-void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, T* out) {
+void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, int64_t column, int64_t end, T* out) {
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  int64_t column = 0;
-  if (hands <= kStreamHands) {
-    for (; column + kWidePanel * kLanes<T> <= n; column += kWidePanel * kLanes<T>)
-      for (int64_t h = 0; h < hands; ++h) blend_panel<T, 1, kWidePanel>(m, coeffs + h * rows, column, out + h * n);
-  }
-  for (; column + kPanel * kLanes<T> <= n; column += kPanel * kLanes<T>) {  // its rows stay in L1 for the whole group
+  for (; hands == 1 && column + kWidePanel * kLanes<T> <= end; column += kWidePanel * kLanes<T>)
+    blend_panel<T, 1, kWidePanel>(m, coeffs, column, out);
+  for (; column + kPanel * kLanes<T> <= end; column += kPanel * kLanes<T>) {  // its rows stay in L1 for the whole group
     int64_t h = 0;
     for (; h + kHands <= hands; h += kHands) blend_panel<T, kHands, kPanel>(m, coeffs + h * rows, column, out + h * n);
     for (; h + 2 <= hands; h += 2) blend_panel<T, 2, kPanel>(m, coeffs + h * rows, column, out + h * n);
     for (; h < hands; ++h) blend_panel<T, 1, kPanel>(m, coeffs + h * rows, column, out + h * n);
   }
-  for (int64_t h = 0; h < hands; ++h) blend_tail(m, coeffs + h * rows, column, out + h * n);
+  for (int64_t h = 0; h < hands; ++h) {  // what no panel covers
+    T* __restrict o = out + h * n;
+    std::copy(m.v_template + column, m.v_template + end, o + column);
+    for (int64_t k = 0; k < rows; ++k) {
+      const T* __restrict row = basis_row(m, k);
+      const T w = coeffs[h * rows + k];
+#pragma omp simd
+      for (int64_t i = column; i < end; ++i) o[i] += w * row[i];
+    }
+  }
 }
 
 template <typename T>
@@ -132,18 +124,15 @@ void dot_block(const LbsModel<T>& m, const T* grad, int64_t k, int64_t begin, in
     }
 }
 
+// grad_coeffs_h[k] += row_k . grad_h over the columns [begin, end), for each hand of a group.
 template <typename T>
-void blend_backward(const LbsModel<T>& m, const T* grad, int64_t hands, T* grad_coeffs) {
+void blend_backward(const LbsModel<T>& m, const T* grad, int64_t hands, int64_t begin, int64_t end, T* grad_coeffs) {
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  std::fill_n(grad_coeffs, hands * rows, T(0));
-  for (int64_t begin = 0; begin < n; begin += kDotTile) {
-    const int64_t end = std::min(begin + kDotTile, n);
-    for (int64_t k = 0; k < rows; k += kRows) {
-      int64_t h = 0;
-      for (; h + kDotHands <= hands; h += kDotHands)
-        dot_block<T, kDotHands>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
-      for (; h < hands; ++h) dot_block<T, 1>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
-    }
+  for (int64_t k = 0; k < rows; k += kRows) {
+    int64_t h = 0;
+    for (; h + kDotHands <= hands; h += kDotHands)
+      dot_block<T, kDotHands>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
+    for (; h < hands; ++h) dot_block<T, 1>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
   }
 }
 
@@ -171,8 +160,8 @@ void blended_transform(const LbsModel<T>& m, const T* packed, int64_t v, T* t) {
 }
 
 template <typename T>
-void skin(const LbsModel<T>& m, const T* packed, const T* bent, T* verts) {
-  for (int64_t v = 0; v < m.n_verts; ++v) {
+void skin(const LbsModel<T>& m, const T* packed, const T* bent, int64_t begin, int64_t end, T* verts) {
+  for (int64_t v = begin; v < end; ++v) {
     alignas(64) T t[16];
     blended_transform(m, packed, v, t);
     const T x = bent[3 * v], y = bent[3 * v + 1], z = bent[3 * v + 2];
@@ -180,30 +169,65 @@ void skin(const LbsModel<T>& m, const T* packed, const T* bent, T* verts) {
   }
 }
 
-// grad_bent (V, 3), and dL/d[W | o] summed over vertices into 16 lanes a joint.
+// grad_bent of the vertices [begin, end), and their dL/d[W | o] added to 16 lanes a joint.
 template <typename T>
-void skin_backward(const LbsModel<T>& m, const T* packed, const T* bent, const T* grad, T* grad_bent, T* grad_packed) {
-  std::fill_n(grad_packed, 16 * m.n_joints, T(0));
-  for (int64_t v = 0; v < m.n_verts; ++v) {
+void skin_backward(const LbsBackward<T>& p, int64_t hand, const T* packed, int64_t begin, int64_t end, T* grad_packed) {
+  const LbsModel<T>& m = p.model;
+  alignas(64) T sum[16 * kMaxJoints];
+  std::fill_n(sum, 16 * m.n_joints, T(0));
+  for (int64_t v = begin; v < end; ++v) {
     alignas(64) T t[16];
     blended_transform(m, packed, v, t);
-    const T* g = grad + 3 * v;
-    const T* u = bent + 3 * v;
-    for (int k = 0; k < 3; ++k) grad_bent[3 * v + k] = t[k] * g[0] + t[4 + k] * g[1] + t[8 + k] * g[2];
+    const int64_t at = (hand * m.n_verts + v) * 3;
+    const T* g = p.grad_verts + at;
+    const T* u = p.bent + at;
+    for (int k = 0; k < 3; ++k) p.grad_bent[at + k] = t[k] * g[0] + t[4 + k] * g[1] + t[8 + k] * g[2];
     alignas(64) T outer[16];
     for (int r = 0; r < 3; ++r)
       for (int k = 0; k < 4; ++k) outer[4 * r + k] = g[r] * (k == 3 ? T(1) : u[k]);
     for (int k = 12; k < 16; ++k) outer[k] = 0;
     for (int64_t k = 0; k < m.n_slots; ++k) {
       const T w = m.skin_weights[v * m.n_slots + k];
-      T* o = grad_packed + 16 * m.skin_joints[v * m.n_slots + k];
+      T* o = sum + 16 * m.skin_joints[v * m.n_slots + k];
 #pragma omp simd
       for (int i = 0; i < 16; ++i) o[i] += w * outer[i];
     }
   }
+  for (int64_t i = 0; i < 16 * m.n_joints; ++i) grad_packed[i] += sum[i];
+}
+
+template <typename T>
+int64_t half_begin(const LbsModel<T>& m, int half) {
+  return half * m.n_verts / kHalves;
+}
+
+// From the sums over vertices to the parameters of one hand.
+template <typename T>
+void finish_backward(const LbsBackward<T>& p, int64_t hand, const Chain<T>& chain, const T* grad_coeffs,
+                     const T* grad_packed) {
+  const LbsModel<T>& m = p.model;
+  const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  ChainGrad<T> g = {};
+  for (int64_t j = 0; j < m.n_joints; ++j)
+    for (int r = 0; r < 3; ++r) {
+      for (int k = 0; k < 3; ++k) g.world[9 * j + 3 * r + k] = grad_packed[16 * j + 4 * r + k];
+      g.offset[3 * j + r] = grad_packed[16 * j + 4 * r + 3];
+    }
+  std::copy_n(p.grad_joints + hand * 3 * m.n_joints, 3 * m.n_joints, g.position);
+  chain_backward(m, chain, g);
+  for (int64_t i = 0; i < m.n_pose; ++i) g.local[9 + i] += grad_coeffs[m.n_shape + i];
+  for (int64_t j = 0; j < m.n_joints; ++j)
+    store_pose_grad(p.pose + hand * width, p.pose_is_matrix, j, g.local, p.grad_pose + hand * width);
+  for (int64_t s = 0; s < m.n_shape; ++s) {
+    T sum = grad_coeffs[s];
+    for (int64_t i = 0; i < 3 * m.n_joints; ++i) sum += g.rest[i] * m.joint_shapedirs[s * 3 * m.n_joints + i];
+    p.grad_betas[hand * m.n_shape + s] = sum;
+  }
 }
 
 }  // namespace
+
+// ---- Groups of hands: one thread takes each hand whole -------------------------------------------------------------
 
 template <typename T>
 void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end) {
@@ -217,10 +241,10 @@ void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end) {
     for (int64_t h = 0; h < hands; ++h)
       pose_hand(m, p.pose + (b + h) * width, p.pose_is_matrix, p.betas + (b + h) * m.n_shape, chain[h],
                 coeffs + h * rows);
-    blend(m, coeffs, hands, p.bent + b * n);
+    blend(m, coeffs, hands, 0, n, p.bent + b * n);
     for (int64_t h = 0; h < hands; ++h) {
       pack_transforms(m, chain[h], packed);
-      skin(m, packed, p.bent + (b + h) * n, p.verts + (b + h) * n);
+      skin(m, packed, p.bent + (b + h) * n, 0, m.n_verts, p.verts + (b + h) * n);
       std::copy_n(chain[h].position, 3 * m.n_joints, p.joints + (b + h) * 3 * m.n_joints);
     }
   }
@@ -234,42 +258,69 @@ void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end) {
   Chain<T> chain[kGroup];
   alignas(64) T packed[16 * kMaxJoints];
   alignas(64) T grad_packed[kGroup][16 * kMaxJoints];
-  ChainGrad<T> g;
   for (int64_t b = begin; b < end; b += kGroup) {
     const int64_t hands = std::min(kGroup, end - b);
     for (int64_t h = 0; h < hands; ++h) {
       const int64_t hand = b + h;
       pose_hand(m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, chain[h], coeffs);
       pack_transforms(m, chain[h], packed);
-      skin_backward(m, packed, p.bent + hand * n, p.grad_verts + hand * n, p.grad_bent + hand * n, grad_packed[h]);
+      std::fill_n(grad_packed[h], 16 * m.n_joints, T(0));
+      for (int half = 0; half < kHalves; ++half)
+        skin_backward(p, hand, packed, half_begin(m, half), half_begin(m, half + 1), grad_packed[h]);
     }
-    blend_backward(m, p.grad_bent + b * n, hands, coeffs);
-    for (int64_t h = 0; h < hands; ++h) {
-      const int64_t hand = b + h;
-      for (int64_t j = 0; j < m.n_joints; ++j)
-        for (int r = 0; r < 3; ++r) {
-          for (int k = 0; k < 3; ++k) g.world[9 * j + 3 * r + k] = grad_packed[h][16 * j + 4 * r + k];
-          g.offset[3 * j + r] = grad_packed[h][16 * j + 4 * r + 3];
-        }
-      std::copy_n(p.grad_joints + hand * 3 * m.n_joints, 3 * m.n_joints, g.position);
-      chain_backward(m, chain[h], g);
-      const T* grad_coeffs = coeffs + h * rows;
-      for (int64_t i = 0; i < m.n_pose; ++i) g.local[9 + i] += grad_coeffs[m.n_shape + i];
-      for (int64_t j = 0; j < m.n_joints; ++j)
-        store_pose_grad(p.pose + hand * width, p.pose_is_matrix, j, g.local, p.grad_pose + hand * width);
-      for (int64_t s = 0; s < m.n_shape; ++s) {
-        T sum = grad_coeffs[s];
-        for (int64_t i = 0; i < 3 * m.n_joints; ++i) sum += g.rest[i] * m.joint_shapedirs[s * 3 * m.n_joints + i];
-        p.grad_betas[hand * m.n_shape + s] = sum;
-      }
-    }
+    std::fill_n(coeffs, hands * rows, T(0));
+    for (int half = 0; half < kHalves; ++half)
+      blend_backward(m, p.grad_bent + b * n, hands, 3 * half_begin(m, half), 3 * half_begin(m, half + 1), coeffs);
+    for (int64_t h = 0; h < hands; ++h) finish_backward(p, b + h, chain[h], coeffs + h * rows, grad_packed[h]);
   }
 }
 
-template void lbs_forward<float>(const LbsForward<float>&, int64_t, int64_t);
-template void lbs_forward<double>(const LbsForward<double>&, int64_t, int64_t);
-template void lbs_backward<float>(const LbsBackward<float>&, int64_t, int64_t);
-template void lbs_backward<double>(const LbsBackward<double>&, int64_t, int64_t);
+// ---- A hand or two: threads share the vertices of each -------------------------------------------------------------
+
+template <typename T>
+void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed) {
+  pose_hand(m, pose, is_matrix, betas, posed.chain, posed.coeffs);
+  pack_transforms(m, posed.chain, posed.packed);
+}
+
+template <typename T>
+void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end) {
+  const int64_t n = p.model.n_verts * 3;
+  blend(p.model, posed.coeffs, 1, 3 * begin, 3 * end, p.bent + hand * n);
+  skin(p.model, posed.packed, p.bent + hand * n, begin, end, p.verts + hand * n);
+}
+
+template <typename T>
+void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, int half,
+                       VertexSums<T>& sums) {
+  const LbsModel<T>& m = p.model;
+  const int64_t n = m.n_verts * 3, begin = half_begin(m, half), end = half_begin(m, half + 1);
+  std::fill_n(sums.packed, 16 * m.n_joints, T(0));
+  std::fill_n(sums.coeffs, m.n_shape + m.n_pose, T(0));
+  skin_backward(p, hand, posed.packed, begin, end, sums.packed);
+  blend_backward(m, p.grad_bent + hand * n, 1, 3 * begin, 3 * end, sums.coeffs);
+}
+
+template <typename T>
+void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, VertexSums<T>* halves) {
+  const LbsModel<T>& m = p.model;
+  for (int half = 1; half < kHalves; ++half) {
+    for (int64_t i = 0; i < 16 * m.n_joints; ++i) halves[0].packed[i] += halves[half].packed[i];
+    for (int64_t k = 0; k < m.n_shape + m.n_pose; ++k) halves[0].coeffs[k] += halves[half].coeffs[k];
+  }
+  finish_backward(p, hand, posed.chain, halves[0].coeffs, halves[0].packed);
+}
+
+#define DHPE_INSTANTIATE(T)                                                                                     \
+  template void lbs_forward<T>(const LbsForward<T>&, int64_t, int64_t);                                         \
+  template void lbs_backward<T>(const LbsBackward<T>&, int64_t, int64_t);                                       \
+  template void lbs_pose<T>(const LbsModel<T>&, const T*, bool, const T*, PosedHand<T>&);                       \
+  template void lbs_verts<T>(const LbsForward<T>&, int64_t, const PosedHand<T>&, int64_t, int64_t);             \
+  template void lbs_backward_half<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, int, VertexSums<T>&); \
+  template void lbs_backward_finish<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, VertexSums<T>*);
+DHPE_INSTANTIATE(float)
+DHPE_INSTANTIATE(double)
+#undef DHPE_INSTANTIATE
 
 }  // namespace DHPE_MATH_NAMESPACE
 }  // namespace dhpe
