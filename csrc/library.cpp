@@ -37,6 +37,17 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
   m.def(
       "_visibility_gradient_backward(Tensor grad, Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, "
       "float eps, bool deterministic) -> Tensor");
+  m.def(
+      "silhouette_edge(Tensor verts_px, Tensor faces, int height, int width, float? z_near, bool fill_back) -> Tensor");
+  m.def(
+      "_silhouette_edge_backward(Tensor grad_mask, Tensor verts_px, Tensor faces, float? z_near, bool fill_back, "
+      "bool deterministic) -> Tensor");
+  m.def(
+      "silhouette_soft(Tensor verts_px, Tensor faces, int height, int width, float? z_near, bool fill_back, "
+      "float sigma) -> (Tensor mask, Tensor missed)");
+  m.def(
+      "_silhouette_soft_backward(Tensor grad_mask, Tensor missed, Tensor verts_px, Tensor faces, float? z_near, "
+      "bool fill_back, float sigma, bool deterministic) -> Tensor");
 }
 
 namespace dhpe {

@@ -10,8 +10,9 @@ constexpr int64_t kMaxImageSize = 16384;
 // A face with a vertex farther out draws nothing: float32 no longer resolves pixels there, and within the limit no
 // product of two coordinates overflows and every coordinate fits an int.
 constexpr double kMaxCoordinatePx = 16777216;
-constexpr double kMaxDepth = 1e12;  // likewise for |z|
-constexpr double kMinNear = 1e-6;   // so that 1 / z^2 stays finite in float32
+constexpr double kMaxDepth = 1e12;                           // likewise for |z|
+constexpr double kMinNear = 1e-6;                            // so that 1 / z^2 stays finite in float32
+constexpr double kMinSoftSigma = 1e-6, kMaxSoftSigma = 1e6;  // square pixels
 
 template <typename T>
 struct RasterMesh {
@@ -59,6 +60,45 @@ struct NmrBackward {
   // inputs
   const int32_t* face_index;  // (B, H, W) from the forward pass
   const T* grad_mask;         // (B, H, W)
+  // outputs
+  T* grad_verts;  // (B, V, 3), z is 0
+};
+
+// The area of every pixel's square that the union of the projected faces covers.
+template <typename T>
+struct EdgeForward {
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+  T* mask;  // (B, H, W) output
+};
+
+template <typename T>
+struct EdgeBackward {
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+  const T* grad_mask;  // (B, H, W)
+  T* grad_verts;       // (B, V, 3) output, z is 0
+};
+
+// The probabilistic silhouette of Liu et al., "Soft Rasterizer" (ICCV 2019).
+template <typename T>
+struct SoftForward {
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+  T sigma;  // square pixels
+  // outputs
+  T* mask;    // (B, H, W)
+  T* missed;  // (B, H, W) 1 - mask, precise where that is small
+};
+
+template <typename T>
+struct SoftBackward {
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+  T sigma;
+  // inputs
+  const T* missed;     // (B, H, W) from the forward pass
+  const T* grad_mask;  // (B, H, W)
   // outputs
   T* grad_verts;  // (B, V, 3), z is 0
 };

@@ -74,4 +74,11 @@ RasterOptions<T> raster_options(const char* op, bool perspective, std::optional<
   return {perspective, cull_backfaces, static_cast<T>(near)};
 }
 
+template <typename T>
+T soft_sigma(const char* op, double sigma) {
+  STD_TORCH_CHECK(sigma >= kMinSoftSigma && sigma <= kMaxSoftSigma, op, ": sigma ", sigma, ", expected ", kMinSoftSigma,
+                  " to ", kMaxSoftSigma);
+  return static_cast<T>(sigma);
+}
+
 }  // namespace dhpe

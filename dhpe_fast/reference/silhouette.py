@@ -1,13 +1,16 @@
-"""Silhouettes with the gradient of Kato et al., Neural 3D Mesh Renderer (CVPR 2018), as publicly released."""
+"""Silhouettes in every mode; and that with the gradient of Kato et al., Neural 3D Mesh Renderer (CVPR 2018)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dhpe_fast.reference.rasterize import rasterize
+from dhpe_fast.reference.silhouette_edge import edge_silhouette
+from dhpe_fast.reference.silhouette_soft import soft_silhouette
 
 _PIXELS_PER_CHUNK = 1 << 21
 
@@ -21,14 +24,21 @@ def silhouette(
     z_near: float | None = None,
     fill_back: bool = True,
     eps: float = 1e-4,
+    sigma: float = 1.0,
 ) -> Tensor:  # (*batch, H, W)
     """Draws a mesh's mask; the twin of :func:`dhpe_fast.ops.silhouette`, where the contract is written."""
-    if mode != "nmr":
-        raise ValueError(f"mode is {mode!r}, expected one of 'nmr'")
+    if mode not in ("nmr", "edge", "soft"):
+        raise ValueError(f"mode is {mode!r}, expected one of 'nmr', 'edge', 'soft'")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
     flat = work.reshape(verts_px.shape[:-2].numel(), *verts_px.shape[-2:])
-    mask = _NmrSilhouette.apply(flat, faces, (height, width), z_near, fill_back, eps)
+    if mode == "nmr":
+        mask = _NmrSilhouette.apply(flat, faces, (height, width), z_near, fill_back, eps)
+    elif len(flat) == 0:
+        mask = flat.new_zeros(0, height, width)
+    else:
+        draw = edge_silhouette if mode == "edge" else partial(soft_silhouette, sigma=sigma)
+        mask = torch.stack([draw(verts, faces.long(), (height, width), z_near, fill_back) for verts in flat])
     return mask.reshape(*verts_px.shape[:-2], height, width).to(verts_px.dtype)
 
 
