@@ -53,10 +53,11 @@ __global__ void list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t
   }
 }
 
-// dL/dm of the edge's two end points, negated; every lane holds a part. `low` and `high` bound the face along m.
+// dL/dm of the edge's two end points, negated; every lane holds a part.
 template <typename T>
 __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t* index, const T* grad,
-                          const NmrEdge<T>& e, int64_t face, int low, int high, T eps_px, T* pull) {
+                          const NmrScan<T>& s, int64_t face, T* pull) {
+  const NmrEdge<T>& e = s.edge;
   T outwards[2] = {}, inwards[2] = {};
   for (int line = e.first; line <= e.last; ++line) {
     const int64_t at_line = image * lines.count + line;
@@ -66,7 +67,7 @@ __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t
     if ((missing == 0 && !has_excess) || !nmr_crossing(e, line, lines.size, x)) continue;
     const int32_t* line_index = index + line * lines.line_step;
     const T* line_grad = grad + line * lines.line_step;
-    const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
+    const T margin0 = nmr_margin(s.eps_px, x.t0), margin1 = nmr_margin(s.eps_px, x.t1);
     if (missing > 0 && line_index[x.in * lines.step] == face) {
       const uint16_t* position = lines.position + at_line * lines.size;
       for (int i = lane_of(); i < missing; i += kWarp) {
@@ -78,7 +79,7 @@ __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t
       }
     }
     if (has_excess && line_index[x.out * lines.step] < 0) {
-      for (int d = x.in - e.outward * lane_of(); d >= low && d <= high; d -= e.outward * kWarp) {
+      for (int d = x.in - e.outward * lane_of(); d >= s.low && d <= s.high; d -= e.outward * kWarp) {
         const T w = line_grad[d * lines.step];
         if (line_index[d * lines.step] != face || !(w > 0)) continue;
         const T distance = std::fabs(static_cast<T>(d) - x.at);
@@ -91,47 +92,24 @@ __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t
 }
 
 template <typename T>
-__device__ int clamp_to_line(T value, int size) {
-  return value > 0 ? (value < T(size - 1) ? static_cast<int>(value) : size - 1) : 0;
-}
-
-template <typename T>
 __global__ void nmr_backward_kernel(NmrBackward<T> p, Pulls pulls, int64_t batch, T* grad_faces) {
   const RasterMesh<T>& m = p.mesh;
   const int64_t pixels = static_cast<int64_t>(m.height) * m.width;
-  const T eps_x = p.eps * static_cast<T>(m.width) / 2, eps_y = p.eps * static_cast<T>(m.height) / 2;
   for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
     if (!pulls.visible[task]) continue;
     const int64_t image = task / m.n_faces, face = task % m.n_faces;
-    T x[3], y[3];
-    for (int k = 0; k < 3; ++k) {
-      const T* v = m.verts_px + (image * m.n_verts + m.faces[3 * face + k]) * 3;
-      x[k] = v[0] - T(0.5);
-      y[k] = v[1] - T(0.5);
-    }
-    const T area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0]);
-    const int below = area < 0 ? 1 : -1;  // see face_gradient in nmr_simd.cpp
-    const int x_low = clamp_to_line(fmin(fmin(x[0], x[1]), x[2]), m.width);
-    const int x_high = clamp_to_line(fmax(fmax(x[0], x[1]), x[2]), m.width);
-    const int y_low = clamp_to_line(fmin(fmin(y[0], y[1]), y[2]), m.height);
-    const int y_high = clamp_to_line(fmax(fmax(y[0], y[1]), y[2]), m.height);
+    const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
     const int32_t* index = p.face_index + image * pixels;
     const T* grad = p.grad_mask + image * pixels;
     T part[9] = {};
-    for (int k = 0; k < 3; ++k) {
-      const int n = k == 2 ? 0 : k + 1;
-      NmrEdge<T> e;
+    for (int scan = 0; scan < kNmrScans; ++scan) {
+      NmrScan<T> s;
+      if (!nmr_scan(f, m, p.eps, scan, s)) continue;
       T pull[2];
-      if (nmr_edge(x[k], y[k], x[n], y[n], below, m.width, e)) {
-        scan_edge(pulls.columns, image, index, grad, e, face, y_low, y_high, eps_y, pull);
-        part[3 * k + 1] -= pull[0];
-        part[3 * n + 1] -= pull[1];
-      }
-      if (nmr_edge(y[k], x[k], y[n], x[n], -below, m.height, e)) {
-        scan_edge(pulls.rows, image, index, grad, e, face, x_low, x_high, eps_x, pull);
-        part[3 * k] -= pull[0];
-        part[3 * n] -= pull[1];
-      }
+      scan_edge(s.by_columns ? pulls.columns : pulls.rows, image, index, grad, s, face, pull);
+      const int axis = s.by_columns ? 1 : 0;
+      part[3 * s.begin + axis] -= pull[0];
+      part[3 * s.end + axis] -= pull[1];
     }
     put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
   }

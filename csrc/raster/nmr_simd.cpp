@@ -108,10 +108,10 @@ void pull_outwards(const Lines<T>& lines, int line, int outward, const NmrCrossi
 
 // What the pixels of this face that should be empty pull, from `x.in` inwards.
 template <typename T>
-void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, int outward, const NmrCrossing<T>& x,
-                  int32_t face, int low, int high, T eps_px, T* sum) {
-  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
-  for (int d = x.in; d >= low && d <= high; d -= outward) {
+void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrScan<T>& s,
+                  const NmrCrossing<T>& x, int32_t face, T* sum) {
+  const T margin0 = nmr_margin(s.eps_px, x.t0), margin1 = nmr_margin(s.eps_px, x.t1);
+  for (int d = x.in; d >= s.low && d <= s.high; d -= s.edge.outward) {
     const int64_t pixel = d * lines.step;
     if (index[pixel] != face || !(grad[pixel] > 0)) continue;
     const T distance = std::fabs(static_cast<T>(d) - x.at);
@@ -122,9 +122,9 @@ void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, in
 
 // dL/dm of the edge's two end points, negated.
 template <typename T>
-void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrEdge<T>& e, int32_t face, int low,
-               int high, T eps_px, T* pull) {
+void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrScan<T>& s, int32_t face, T* pull) {
   constexpr int L = kLanes<T>;
+  const NmrEdge<T>& e = s.edge;
   alignas(64) T outwards0[L] = {}, outwards1[L] = {};
   T inwards[2] = {};
   for (int line = e.first; line <= e.last; ++line) {
@@ -137,9 +137,9 @@ void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const
     const bool reaches = begin < end && (e.outward > 0 ? lines.position[end - 1] >= static_cast<T>(x.out)
                                                        : lines.position[begin] <= static_cast<T>(x.out));
     if (reaches && line_index[x.in * lines.step] == face)
-      pull_outwards(lines, line, e.outward, x, eps_px, outwards0, outwards1);
+      pull_outwards(lines, line, e.outward, x, s.eps_px, outwards0, outwards1);
     if (has_excess && line_index[x.out * lines.step] < 0)
-      pull_inwards(lines, line_index, grad + line * lines.line_step, e.outward, x, face, low, high, eps_px, inwards);
+      pull_inwards(lines, line_index, grad + line * lines.line_step, s, x, face, inwards);
   }
   pull[0] = -inwards[0];
   pull[1] = -inwards[1];
@@ -151,43 +151,20 @@ void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const
   pull[1] *= static_cast<T>(e.outward);
 }
 
-// grad (3 vertices x 2) of one face.
+// Adds one face's gradient to that of its vertices.
 template <typename T>
-void face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* index, const T* grad_mask,
-                   const T* const* v, int32_t face, T* grad) {
-  T x[3], y[3];
-  for (int k = 0; k < 3; ++k) {
-    x[k] = v[k][0] - T(0.5);
-    y[k] = v[k][1] - T(0.5);
-  }
-  const T area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0]);
-  // A front face runs counter-clockwise on the screen: an edge to the right has the outside below it (+y), an edge
-  // downwards has it on the left (-x). A back face acts as its reversed copy.
-  const int below = area < 0 ? 1 : -1;
-  const int W = p.mesh.width, H = p.mesh.height;
-  const T eps_x = p.eps * static_cast<T>(W) / 2, eps_y = p.eps * static_cast<T>(H) / 2;
-  const auto clamped = [](T value, int size) {
-    return static_cast<int>(std::clamp(value, T(-1), static_cast<T>(size)));
-  };
-  const int x_low = std::max(clamped(std::min({x[0], x[1], x[2]}), W), 0);
-  const int x_high = std::min(clamped(std::max({x[0], x[1], x[2]}), W), W - 1);
-  const int y_low = std::max(clamped(std::min({y[0], y[1], y[2]}), H), 0);
-  const int y_high = std::min(clamped(std::max({y[0], y[1], y[2]}), H), H - 1);
-  for (int k = 0; k < 3; ++k) {
-    const int n = k == 2 ? 0 : k + 1;
-    NmrEdge<T> e;
-    if (nmr_edge(x[k], y[k], x[n], y[n], below, W, e)) {
-      T pull[2];
-      scan_edge(w.columns, index, grad_mask, e, face, y_low, y_high, eps_y, pull);
-      grad[2 * k + 1] -= pull[0];
-      grad[2 * n + 1] -= pull[1];
-    }
-    if (nmr_edge(y[k], x[k], y[n], x[n], -below, H, e)) {
-      T pull[2];
-      scan_edge(w.rows, index, grad_mask, e, face, x_low, x_high, eps_x, pull);
-      grad[2 * k] -= pull[0];
-      grad[2 * n] -= pull[1];
-    }
+void add_face_gradient(const NmrBackward<T>& p, const Work<T>& w, const int32_t* index, const T* grad_mask,
+                       const T* verts, int32_t face, T* grad_verts) {
+  const NmrFace<T> f = nmr_face(p.mesh, verts, face);
+  const int32_t* ids = p.mesh.faces + 3 * static_cast<int64_t>(face);
+  for (int scan = 0; scan < kNmrScans; ++scan) {
+    NmrScan<T> s;
+    if (!nmr_scan(f, p.mesh, p.eps, scan, s)) continue;
+    T pull[2];
+    scan_edge(s.by_columns ? w.columns : w.rows, index, grad_mask, s, face, pull);
+    const int axis = s.by_columns ? 1 : 0;
+    grad_verts[3 * static_cast<int64_t>(ids[s.begin]) + axis] -= pull[0];
+    grad_verts[3 * static_cast<int64_t>(ids[s.end]) + axis] -= pull[1];
   }
 }
 
@@ -214,18 +191,8 @@ void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64
   std::fill_n(grad_verts, m.n_verts * 3, T(0));
   Work<T> w = make_work(p, scratch, missing);
   find_pulling_pixels(p, index, grad_mask, w);
-  for (int64_t face = 0; face < m.n_faces; ++face) {
-    if (!w.visible[face]) continue;
-    const int32_t* ids = m.faces + 3 * face;
-    const T* v[3];
-    for (int k = 0; k < 3; ++k) v[k] = verts + 3 * static_cast<int64_t>(ids[k]);
-    T grad[6] = {};
-    face_gradient(p, w, index, grad_mask, v, static_cast<int32_t>(face), grad);
-    for (int k = 0; k < 3; ++k) {
-      grad_verts[3 * static_cast<int64_t>(ids[k])] += grad[2 * k];
-      grad_verts[3 * static_cast<int64_t>(ids[k]) + 1] += grad[2 * k + 1];
-    }
-  }
+  for (int64_t face = 0; face < m.n_faces; ++face)
+    if (w.visible[face]) add_face_gradient(p, w, index, grad_mask, verts, static_cast<int32_t>(face), grad_verts);
 }
 
 #define DHPE_INSTANTIATE(T)                                                     \
