@@ -102,6 +102,7 @@ __global__ void nmr_backward_kernel(NmrBackward<T> p, Pulls pulls, int64_t batch
     const int32_t* index = p.face_index + image * pixels;
     const T* grad = p.grad_mask + image * pixels;
     T part[9] = {};
+#pragma unroll  // so that corners are addressed at compile time, in registers
     for (int scan = 0; scan < kNmrScans; ++scan) {
       NmrScan<T> s;
       if (!nmr_scan(f, m, p.eps, scan, s)) continue;

@@ -75,9 +75,11 @@ __device__ void scan_visibility(const VisibilityBackward<T>& p, const ScanLines&
       const T w = delta(p, pixel, beyond ? in : out);
       if (!(w > 0)) continue;
       const T distance = std::fabs(static_cast<T>(d) - x.at);
-      T* sum = beyond ? outwards : inwards;
-      sum[0] += nmr_pull(w, distance, x.t0, margin0);
-      sum[1] += nmr_pull(w, distance, x.t1, margin1);
+      const T pull0 = nmr_pull(w, distance, x.t0, margin0), pull1 = nmr_pull(w, distance, x.t1, margin1);
+      outwards[0] += beyond ? pull0 : T(0);
+      outwards[1] += beyond ? pull1 : T(0);
+      inwards[0] += beyond ? T(0) : pull0;
+      inwards[1] += beyond ? T(0) : pull1;
     }
   }
   for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
@@ -101,6 +103,7 @@ __global__ void visibility_backward_kernel(VisibilityBackward<T> p, ScanLines ro
     if (!has_vertices(m, face)) continue;
     const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
     T part[9] = {};
+#pragma unroll  // so that corners are addressed at compile time, in registers
     for (int scan = 0; scan < kNmrScans; ++scan) {
       NmrScan<T> s;
       if (!nmr_scan(f, m, p.eps, scan, s)) continue;
