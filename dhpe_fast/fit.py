@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,6 +47,12 @@ FINALISTS = 3
 ROUGH_ITERATIONS = 6
 """Steps with widened joint noise, in which the hypotheses find their basins."""
 SKELETON_ITERATIONS = 12
+NEAREST_M = 0.03
+"""Where a perspective fit starts, no joint is closer to the camera's plane than this."""
+OUTLYING = 4.0
+"""A joint this many times farther from the middle of the hand than the median joint is left out of the crop."""
+MIN_FOCAL = 0.1
+"""Shortest focal length that is believed, as a fraction of the image's longer side: a field of view of 157 degrees."""
 SAME_MINIMUM = 0.1
 """Hypotheses whose energies differ by less have found the same hand."""
 ROUGH_SIGMA = 0.04
@@ -66,11 +76,12 @@ class HandFit:
     mask: Tensor
     """(H, W) bool, the rendered silhouette."""
     params: HandParams
-    """The same hand in the crop frame (batch of one), for ``model``."""
+    """The same hand in the crop frame (batch of one), for ``model``. With intrinsics: its weak-perspective likeness,
+    exact at the middle finger's MCP joint."""
     model: HandModel
-    """The hand model of this side."""
+    """The hand model of this side; a copy."""
     crop: CropBox
-    """The square of the image that the crop frame spans."""
+    """The square of the image that the crop frame spans; with a distorting lens, of the image without distortion."""
     camera: WeakPerspective | Pinhole
     """``camera.project(verts_m)`` is in pixels of the image."""
     keypoints2d_px: Tensor
@@ -127,7 +138,7 @@ def fit(
         keypoints: 2D joints in pixels of the image, (21, 2), (21, 3) with confidences, or (N, 21, 2 | 3) for N hands.
         order: joint order of the keypoints, a key of ``conventions.JOINT_ORDERS``.
         boxes: (N, 4) left, top, right, bottom: where an evidence source should look, instead of everywhere.
-        mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; bool, or numbers where non-zero is hand.
+        mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; see :func:`dhpe_fast.image.read_mask`.
         hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right
             hand and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided
             by perspective where `camera` is given, and is the right hand otherwise.
@@ -146,8 +157,7 @@ def fit(
         ValueError, TypeError: for bad input, naming the argument.
         ImportError: when no keypoints are given and no evidence source is installed.
     """
-    # The solver takes gradients itself, whatever mode the caller is in.
-    with torch.inference_mode(False), torch.no_grad():
+    with _plain_torch():
         clock = _Clock()
         options = _Options.of(hand, model, camera, iterations, device)
         pixels = read_image(image)
@@ -164,6 +174,18 @@ def fit(
     return fits[0] if single else fits
 
 
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Torch as it is by default: the solver takes gradients itself, and what it caches must serve any later call."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 @dataclass(frozen=True)
 class _Options:
     side: Side | None
@@ -177,14 +199,16 @@ class _Options:
             raise ValueError(f"hand: expected 'auto', 'right' or 'left', got {hand!r}")
         if model is not None and not isinstance(model, HandModel):
             raise TypeError(f"model: expected a HandModel or None, got {type(model).__name__}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
             raise ValueError(f"iterations: expected a whole number >= 0, got {iterations!r}")
         if camera is not None and not isinstance(camera, Pinhole):
             camera = Pinhole.from_matrix(camera)
-        model = model if model is not None else _default_model()
+        model = _default_model() if model is None else model
         if device is not None and torch.device(device) != model.faces.device:
             model = _moved_model(model, torch.device(device))
-        return cls(None if hand == "auto" else hand, model, camera, iterations)
+        elif model.faces.is_inference():
+            model = _copied(model)
+        return cls(None if hand == "auto" else hand, model, camera, int(iterations))
 
 
 def _fit_hand(
@@ -198,8 +222,12 @@ def _fit_hand(
     sides = ["right"] if options.camera is None else ["right", "left"]
     if side is not None:
         sides = [side]
-    seen = evidence.confidence > 0
-    crop = CropBox.from_points(_undistorted(evidence.joints2d_px[seen], options.camera), around="box")
+    _check_camera(options.camera, image_size)
+    joints_px = _undistorted(evidence.joints2d_px, options.camera)
+    trusted = _trusted(joints_px, evidence.confidence)
+    crop = CropBox.from_points(joints_px[trusted], around="box")
+    if mask is not None and not crop.crop_image(mask).any():
+        raise ValueError("mask: no pixel of it lies near the keypoints; is it the mask of this hand and image?")
     views = [_View.of(evidence, mask, crop, options, each) for each in sides]
     clock.lap("crop")
     rough = [_first_estimate(view) for view in views]
@@ -207,6 +235,8 @@ def _fit_hand(
     refined = [_refine_finalists(view, guess, options.iterations) for view, guess in zip(views, rough, strict=True)]
     winner = min(range(len(sides)), key=lambda i: float(refined[i].energy))
     clock.lap("refine")
+    if not bool(refined[winner].energy.isfinite()):
+        raise ValueError(f"camera: no hand in front of {options.camera} has such keypoints")
     return _answer(views[winner], refined[winner], evidence, image_size, mask, clock)
 
 
@@ -215,50 +245,64 @@ class _View:
     """One hand's evidence as its model sees it: mirrored if the model is of the other side."""
 
     side: Side
+    model: HandModel
     hand: HandConstants
     evidence: Evidence2d
+    trusted: np.ndarray
+    """(21,) bool: joints that the first alignment believes"""
     crop: CropBox
     camera: Pinhole | None
     solver_camera: CropCamera
     mirrored: bool
 
     @classmethod
-    def of(cls, evidence: HandEvidence, mask: np.ndarray | None, crop: CropBox, options: _Options, side: Side) -> _View:
-        device = options.model.faces.device
+    def of(
+        cls,
+        evidence: HandEvidence,
+        mask: np.ndarray | None,
+        crop: CropBox,
+        options: _Options,
+        side: Side,
+    ) -> _View:
+        device, camera = options.model.faces.device, options.camera
         mirrored = side != options.model.side
         flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0], dtype=torch.float64)
         confidence = torch.from_numpy(evidence.confidence).double()
-        joints_px = torch.from_numpy(_undistorted(evidence.joints2d_px, options.camera))
-        joints = torch.where(confidence[:, None] > 0, crop.to_crop(joints_px), 0.0) * flip
+        joints_px = _undistorted(evidence.joints2d_px, camera)
+        joints = torch.where(confidence[:, None] > 0, crop.to_crop(torch.from_numpy(joints_px)), 0.0) * flip
         crop_mask = None
         if mask is not None:
-            crop_mask = torch.from_numpy(crop.crop_image(mask.astype(np.float32), CROP_SIZE_PX))
+            crop_mask = torch.from_numpy(_cropped_mask(mask, crop, camera))
             crop_mask = (crop_mask.flip(1) if mirrored else crop_mask).to(device)
         solver_camera: CropCamera = ScaledOrthographic()
-        if options.camera is not None:
-            camera, half = options.camera, 0.5 * crop.size_px
+        if camera is not None:
+            half = 0.5 * crop.size_px
             center = crop.to_crop(torch.tensor([camera.cx, camera.cy], dtype=torch.float64)) * flip
             solver_camera = PerspectiveCrop((camera.fx / half, camera.fy / half), tuple(center.tolist()))
         return cls(
-            side,
-            _constants(options.model),
-            Evidence2d(joints.to(device), confidence.to(device), crop_mask),
-            crop,
-            options.camera,
-            solver_camera,
-            mirrored,
+            side=side,
+            model=options.model,
+            hand=_constants(options.model),
+            evidence=Evidence2d(joints.to(device), confidence.to(device), crop_mask),
+            trusted=_trusted(joints_px, evidence.confidence),
+            crop=crop,
+            camera=camera,
+            solver_camera=solver_camera,
+            mirrored=mirrored,
         )
 
 
 def _first_estimate(view: _View) -> Refined:
     """Several alignments of typical poses, refined on the skeleton; the best few of them."""
-    start = initial_states(view.hand, view.evidence, STARTS)
+    trusted = torch.from_numpy(view.trusted).to(view.evidence.joints.device)
+    confidence = torch.where(trusted, view.evidence.confidence, 0.0)
+    start = initial_states(view.hand, replace(view.evidence, confidence=confidence), STARTS)
     camera = ScaledOrthographic()
     for weights, steps in (
         (Weights(joint_sigma=ROUGH_SIGMA), ROUGH_ITERATIONS),
         (Weights(), SKELETON_ITERATIONS),
     ):
-        objective = Objective(view.hand, view.evidence, camera, weights, use_mesh=False)
+        objective = Objective(view.model, view.hand, view.evidence, camera, weights, use_mesh=False)
         result = refine(objective, start, iterations=steps)
         start = result.state
     order = _distinct(result.energy)
@@ -278,21 +322,22 @@ def _refine_finalists(view: _View, guess: Refined, iterations: int) -> Refined:
     """The mesh objective from each finalist, under the camera that is known; the best of them."""
     state = guess.state
     if isinstance(view.solver_camera, PerspectiveCrop):
-        state = _in_perspective(view.hand.model, view.solver_camera, state)
-    return best(
-        refine(Objective(view.hand, view.evidence, view.solver_camera), state, iterations=iterations, race=True)
-    )
+        state = _in_perspective(view.model, view.solver_camera, state)
+    objective = Objective(view.model, view.hand, view.evidence, view.solver_camera)
+    return best(refine(objective, state, iterations=iterations, race=True))
 
 
 def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState) -> HandState:
     """The state under the true camera: at the depth where its size at the root is that of the orthographic image."""
     dtype = model.hands_mean.dtype
     joints_m = model(state.pose.to(dtype), state.betas.to(dtype)).joints_m.to(state.cam.dtype)
-    root = (state.rotation @ joints_m[:, MIDDLE_MCP, :, None])[..., 0]
+    turned = joints_m @ state.rotation.transpose(1, 2)
+    root = turned[:, MIDDLE_MCP]
     scale = state.cam[:, :1].exp()
     root_image = root[:, :2] * scale + state.cam[:, 1:]
     focal = state.cam.new_tensor(camera.focal)
-    depth = focal.mean() / scale
+    nearest = (root[:, 2:] - turned[..., 2]).amax(1, keepdim=True)  # of the joints, towards the camera from the root
+    depth = torch.maximum(focal.mean() / scale, nearest + NEAREST_M)
     xy = (root_image - state.cam.new_tensor(camera.center)) / focal * depth
     return HandState(state.pose, state.betas, state.rotation, torch.cat([xy, depth], dim=1) - root)
 
@@ -307,7 +352,7 @@ def _answer(
 ) -> HandFit:
     """From the solver's crop frame (of the mirrored view, perhaps) to the image's."""
     state = _unmirrored(view, refined.state) if view.mirrored else refined.state
-    model = _mirrored_model(view.hand.model) if view.mirrored else view.hand.model
+    model = _mirrored_model(view.model) if view.mirrored else view.model
     dtype = model.hands_mean.dtype
     mesh = model(state.pose.to(dtype), state.betas.to(dtype))
     points = torch.cat([mesh.verts_m[0], mesh.joints_m[0]]).double() @ state.rotation[0].T
@@ -333,10 +378,10 @@ def _answer(
         verts_m=verts_m,
         joints_m=joints_m,
         joints2d_px=joints2d_px,
-        faces=model.faces,
+        faces=model.faces.clone(),
         mask=rendered,
         params=params.to(dtype=torch.float32).detach(),
-        model=model,
+        model=_copied(model),
         crop=view.crop,
         camera=camera,
         keypoints2d_px=torch.from_numpy(evidence.joints2d_px).float().to(verts_m.device),
@@ -353,8 +398,7 @@ def _as_weak_perspective(view: _View, root: Tensor, root_in_camera: Tensor) -> t
     """Scale and translation of the crop frame that agree with the true camera at the root."""
     half = 0.5 * view.crop.size_px
     scale = view.camera.focal_px / half / root_in_camera[2]
-    ideal = Pinhole(view.camera.fx, view.camera.fy, view.camera.cx, view.camera.cy)
-    image = view.crop.to_crop(ideal.project(root_in_camera))
+    image = view.crop.to_crop(_ideal(view.camera).project(root_in_camera))
     return scale, torch.cat([image - scale * root[:2], scale.new_zeros(1)])
 
 
@@ -384,8 +428,39 @@ def _undistorted(points_px: np.ndarray, camera: Pinhole | None) -> np.ndarray:
     """Pixels as the camera would give them without its lens distortion; the solver knows ideal pinholes only."""
     if camera is None or not any(camera.dist):
         return points_px
-    rays = camera.unproject(torch.from_numpy(points_px), 1.0)
-    return Pinhole(camera.fx, camera.fy, camera.cx, camera.cy).project(rays).numpy()
+    return _ideal(camera).project(camera.unproject(torch.from_numpy(points_px), 1.0)).numpy()
+
+
+def _trusted(joints_px: np.ndarray, confidence: np.ndarray) -> np.ndarray:  # (21, 2), (21,) -> (21,) bool
+    """Joints that were seen, without those far away from the others: they would blow up the crop."""
+    seen = confidence > 0
+    distance = np.abs(joints_px - np.median(joints_px[seen], axis=0)).max(1)
+    near = seen & (distance <= OUTLYING * np.median(distance[seen]))
+    return near if np.ptp(joints_px[near], axis=0).max() > 0 else seen
+
+
+def _check_camera(camera: Pinhole | None, image_size: tuple[int, int]) -> None:
+    shortest = MIN_FOCAL * max(image_size)
+    if camera is not None and min(camera.fx, camera.fy) < shortest:
+        raise ValueError(
+            f"camera: focal lengths ({camera.fx:.4g}, {camera.fy:.4g}) px are too short for an image of "
+            f"{image_size[1]} x {image_size[0]} px, at least {shortest:.4g} are expected; is K in pixels of this image?"
+        )
+
+
+def _cropped_mask(mask: np.ndarray, crop: CropBox, camera: Pinhole | None) -> np.ndarray:  # (224, 224) float32
+    """The mask over the crop, without the camera's lens distortion."""
+    if camera is None or not any(camera.dist):
+        return crop.crop_image(mask.astype(np.float32), CROP_SIZE_PX)
+    ticks = (torch.arange(CROP_SIZE_PX, dtype=torch.float64) + 0.5) * (2 / CROP_SIZE_PX) - 1
+    grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1)
+    rays = _ideal(camera).unproject(crop.from_crop(grid), 1.0)
+    source = camera.project(rays).float().numpy() - 0.5  # OpenCV counts pixel centres at whole numbers
+    return cv2.remap(mask.astype(np.float32), source[..., 0], source[..., 1], cv2.INTER_LINEAR)
+
+
+def _ideal(camera: Pinhole) -> Pinhole:
+    return Pinhole(camera.fx, camera.fy, camera.cx, camera.cy)
 
 
 def _masks(mask: Any, count: int, image_size: tuple[int, int]) -> Sequence[np.ndarray | None]:
@@ -400,33 +475,42 @@ def _masks(mask: Any, count: int, image_size: tuple[int, int]) -> Sequence[np.nd
     return list(masks)
 
 
-_constants_of: WeakKeyDictionary[HandModel, HandConstants] = WeakKeyDictionary()
-_mirror_of: WeakKeyDictionary[HandModel, HandModel] = WeakKeyDictionary()
+# What is derived from a model, kept for as long as the model lives. The values hold no reference to it.
+_derived: WeakKeyDictionary[HandModel, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
+
+
+def _derive(model: HandModel, what: Any, make: Callable[[], Any]) -> Any:
+    """The value made from a model; made again if the model's tensors were replaced or written to."""
+    # Also the version, as an in-place change keeps the identity.
+    state = tuple((id(t), t._version) for t in model.buffers())
+    known = _derived.setdefault(model, {}).get(what)
+    if known is None or known[0] != state:
+        known = _derived[model][what] = (state, make())
+    return known[1]
 
 
 def _constants(model: HandModel) -> HandConstants:
-    """The solver's constants, made once for each model (and again if it was moved meanwhile)."""
-    known = _constants_of.get(model)
-    if known is None or known.laplacian.device != model.faces.device or known.laplacian.dtype != model.hands_mean.dtype:
-        known = _constants_of[model] = HandConstants.of(model)
-    return known
+    return _derive(model, "constants", lambda: HandConstants.of(model))
 
 
 def _mirrored_model(model: HandModel) -> HandModel:
-    known = _mirror_of.get(model)
-    if known is None or known.faces.device != model.faces.device or known.hands_mean.dtype != model.hands_mean.dtype:
-        known = _mirror_of[model] = model.mirrored()
-    return known
+    return _derive(model, "mirror", model.mirrored)
+
+
+def _moved_model(model: HandModel, device: torch.device) -> HandModel:
+    return _derive(model, device, lambda: _copied(model).to(device))
+
+
+def _copied(model: HandModel) -> HandModel:
+    """A model of its own, so that what a caller does to it changes no later fit."""
+    twin = copy.copy(model)
+    twin._buffers = {name: None if t is None else t.clone() for name, t in model._buffers.items()}
+    return twin
 
 
 @lru_cache(maxsize=1)
 def _default_model() -> HandModel:
     return HandModel.default()
-
-
-@lru_cache(maxsize=8)
-def _moved_model(model: HandModel, device: torch.device) -> HandModel:
-    return HandModel(model.arrays(), dtype=model.hands_mean.dtype).to(device)
 
 
 class _Clock:

@@ -50,7 +50,9 @@ def read_image(source: str | os.PathLike[str] | np.ndarray | Tensor) -> np.ndarr
 def read_mask(
     source: Any,  # (H, W) or (N, H, W)
 ) -> np.ndarray:
-    """Brings masks of a hand to a new boolean array, (H, W) or (N, H, W); what is not zero is hand.
+    """Brings masks of a hand to a new boolean array, (H, W) or (N, H, W).
+
+    Of bool and whole numbers, what is not zero is hand; floating-point masks are probabilities, hand from 0.5 on.
 
     Raises:
         TypeError: if `source` is no array or tensor of bool or numbers.
@@ -64,7 +66,7 @@ def read_mask(
         raise ValueError(f"mask: expected (H, W), or (N, H, W) for N hands, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("mask: holds NaN or infinity")
-    mask = values != 0
+    mask = values >= 0.5 if values.dtype.kind == "f" else values != 0
     if not mask.any(axis=(-2, -1)).all():
         raise ValueError("mask: no pixel of it is set; leave the mask out where it is not known")
     return mask

@@ -20,6 +20,7 @@ from dhpe_fast.hand.kinematics import RestSkeleton, pose_skeleton, skeleton_jaco
 from dhpe_fast.hand.model import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_loss
+from dhpe_fast.ops import silhouette
 from dhpe_fast.projection import CropCamera
 from dhpe_fast.rotation import axis_angle_to_matrix
 
@@ -48,8 +49,8 @@ class Weights:
 
     joint_sigma: float = 0.01
     """Standard deviation of a 2D joint, crop units (about 0.75 % of the keypoints' box)."""
-    huber_sigmas: float = 8.0
-    """Beyond this many standard deviations a joint pulls with constant force: one wrong keypoint bends no hand."""
+    outlier_sigmas: float = 8.0
+    """Around this many standard deviations a joint begins to lose its say: one wrong keypoint bends no hand."""
     pose: float = 1.0
     shape: float = 1.0
     limit_sigma_rad: float = 0.03
@@ -59,7 +60,7 @@ class Weights:
     beta_limit_sigma: float = 0.2
     """... with this standard deviation."""
     silhouette: float = 100.0
-    """Per fraction of the mask's area that differs."""
+    """Per unit of 1 - IoU."""
     laplacian: float = 1.0
     """Per unit of the template's own Laplacian."""
 
@@ -101,9 +102,8 @@ class HandState:
 
 @dataclass(frozen=True)
 class HandConstants:
-    """What the solver needs of a hand model, computed once."""
+    """What the solver derives from a hand model, once."""
 
-    model: HandModel
     rest: RestSkeleton
     prior: PosePrior
     laplacian: Tensor
@@ -111,11 +111,11 @@ class HandConstants:
 
     @classmethod
     def of(cls, model: HandModel) -> HandConstants:
-        """Reads them off a model."""
+        """Derives them."""
         template = model.basis.v_template
         laplacian = cotangent_laplacian(template, model.faces)
         laplacian = laplacian / laplacian_loss(template, laplacian)
-        return cls(model, RestSkeleton.of(model).to(torch.float64), PosePrior.of(model), laplacian)
+        return cls(RestSkeleton.of(model).to(torch.float64), PosePrior.of(model), laplacian)
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,14 @@ class Refined:
     """(B,)"""
     iterations: int
     converged: Tensor
-    """(B,) bool: the last accepted step changed the energy by less than the tolerance"""
+    """(B,) bool: the energy is finite, and three steps running did not lower it by the tolerance"""
 
 
 @dataclass(frozen=True)
 class Objective:
     """The energy of hypotheses for one hand in one image."""
 
+    model: HandModel
     hand: HandConstants
     evidence: Evidence2d
     camera: CropCamera
@@ -159,9 +160,8 @@ class Objective:
             mesh_energy, joints_m = self._mesh_terms(state)
         else:
             mesh_energy, joints_m = 0.0, pose_skeleton(self.hand.rest, state.pose, state.betas).joints_m
-        distance = self._joint_distance(joints_m, state)
-        bend = self.weights.huber_sigmas
-        joint = torch.where(distance < bend, 0.5 * distance**2, bend * (distance - 0.5 * bend))
+        distance_sq = self._joint_distance_sq(joints_m, state)
+        joint = 0.5 * distance_sq / (1 + distance_sq / self.weights.outlier_sigmas**2)  # Geman and McClure 1987
         total = (self.evidence.confidence * joint).sum(-1) + mesh_energy
         total = total + 0.5 * self.weights.pose * self.hand.prior.energy(state.pose)
         total = total + 0.5 * self.weights.shape * state.betas.square().sum(-1)
@@ -185,9 +185,9 @@ class Objective:
         jacobian = torch.cat([by_point @ torch.cat([by_local, by_rotation], dim=-1), by_cam], dim=-1)
         residual = self.camera.project(turned, state.cam)[..., :2] - self.evidence.joints
 
-        weight = self.evidence.confidence / self.weights.joint_sigma**2
-        distance = torch.linalg.vector_norm(residual, dim=-1) / self.weights.joint_sigma
-        weight = weight * (self.weights.huber_sigmas / distance.clamp_min(self.weights.huber_sigmas))
+        distance_sq = residual.square().sum(-1) / self.weights.joint_sigma**2
+        say = (1 + distance_sq / self.weights.outlier_sigmas**2) ** -2
+        weight = self.evidence.confidence * say / self.weights.joint_sigma**2
         weighted = (jacobian * weight[..., None, None]).flatten(1, 2)
         matrix = weighted.transpose(1, 2) @ jacobian.flatten(1, 2)
         gradient = (weighted.transpose(1, 2) @ residual.flatten(1)[..., None])[..., 0]
@@ -216,15 +216,14 @@ class Objective:
     def _beta_excess(self, state: HandState) -> Tensor:  # (B, 10), signed
         return state.betas - state.betas.clamp(-self.weights.beta_limit, self.weights.beta_limit)
 
-    def _joint_distance(self, joints_m: Tensor, state: HandState) -> Tensor:  # (B, 21) standard deviations
+    def _joint_distance_sq(self, joints_m: Tensor, state: HandState) -> Tensor:  # (B, 21) squared deviations
         turned = joints_m @ state.rotation.transpose(-1, -2)
         residual = self.camera.project(turned, state.cam)[..., :2] - self.evidence.joints
-        # Squared and rooted with a floor, as an exact zero has no gradient direction and needs none.
-        return residual.square().sum(-1).clamp_min(1e-30).sqrt() / self.weights.joint_sigma
+        return residual.square().sum(-1) / self.weights.joint_sigma**2
 
     def _mesh_terms(self, state: HandState) -> tuple[Tensor, Tensor]:
         """Energy of the mesh terms (B,) and the joints (B, 21, 3), in the model's precision, differentiable."""
-        model = self.hand.model
+        model = self.model
         dtype = model.hands_mean.dtype
         mesh = model(state.pose.to(dtype), state.betas.to(dtype))
         energy = self.weights.laplacian * laplacian_loss(mesh.verts_m, self.hand.laplacian)
@@ -234,11 +233,18 @@ class Objective:
             verts = self.camera.project(turned, state.cam.to(dtype))
             size = mask.shape[-1]
             verts_px = torch.cat([(verts[..., :2] + 1) * (0.5 * size), verts[..., 2:]], dim=-1)
-            area = mask.sum().clamp_min(1.0)
             target = mask.to(dtype).expand(len(verts_px), -1, -1)
-            outline = self.weights.silhouette * silhouette_loss(verts_px, model.faces, target) / area
+            difference = silhouette_loss(verts_px, model.faces, target)
+            # 1 - IoU: bounded, so that a mask that shows little of the hand cannot outvote the joints. The union is
+            # (difference + both areas) / 2, and only the difference carries the gradient.
+            union = 0.5 * (difference.detach() + target.sum((1, 2)) + self._drawn_area(verts_px, size))
+            outline = self.weights.silhouette * difference / union.clamp_min(1.0)
             energy = energy + _Rescaled.apply(outline, 1 / NMR_GRADIENT_EXCESS)
         return energy.to(state.pose.dtype), mesh.joints_m.to(state.pose.dtype)
+
+    def _drawn_area(self, verts_px: Tensor, size: int) -> Tensor:  # (B,) pixels
+        with torch.no_grad():
+            return silhouette(verts_px, self.model.faces, size).sum((1, 2))
 
     def _mesh_gradient(self, state: HandState) -> tuple[Tensor, Tensor, Tensor]:
         """Energy (B,) of the mesh terms, its gradient (B, 61) by the local parameters, and the joints."""
@@ -283,15 +289,16 @@ def refine(
         tolerance: a hypothesis has converged when three of its steps running have lowered its energy by less than this
             fraction of 1 + energy, or short steps do not lower it.
         race: only the best hypothesis matters: stop when it has converged and no other could still overtake it at the
-            rate of its last step.
+            rate of its last step that was kept.
     """
     with torch.no_grad():
         energy = objective.energy(state)
         damping = torch.full_like(energy, 1e-2)
         converged = torch.zeros_like(energy, dtype=torch.bool)
         idle = torch.zeros_like(energy)
+        last_gain = torch.full_like(energy, torch.inf)
         taken = 0
-        while taken < iterations and not bool(converged.all()):
+        while taken < iterations and not bool((converged | (idle >= 3)).all()):
             matrix, gradient = objective.normal_equations(state)
             trial = state.moved(_damped_step(matrix, gradient, damping))
             trial_energy = objective.energy(trial)
@@ -300,13 +307,14 @@ def refine(
             state, energy = trial.where(better, state), torch.where(better, trial_energy, energy)
             damping = torch.where(better, damping * 0.2, damping * 6).clamp(1e-7, 1e7)
             taken += 1
+            last_gain = torch.where(better, gain, last_gain)
             # A rejected step says nothing yet: the next one is shorter.
             small = torch.where(better, gain <= tolerance * (1 + energy), damping > MAX_DAMPING)
             idle = torch.where(small, idle + 1, torch.where(better, 0.0, idle))
-            converged = idle >= 3
+            converged = (idle >= 3) & energy.isfinite()
             if race:
                 leader = energy.argmin()
-                beaten = energy - energy[leader] > gain * (iterations - taken)
+                beaten = energy - energy[leader] > last_gain * (iterations - taken)
                 if bool(converged[leader]) and bool((converged | beaten).all()):
                     break
     return Refined(state, energy, taken, converged)
