@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from dataclasses import replace
 
@@ -95,7 +96,7 @@ def test_agrees_with_the_formula_written_in_loops(implementation):
 @pytest.mark.parametrize("n_verts", [1, 37, 778])
 def test_values_and_gradients_agree_with_the_twin(device, dtype, as_matrices, n_verts):
     basis = make_basis(n_verts, dtype=dtype, device=device)
-    pose, betas = make_parameters((11,), dtype, device)  # 11: one full group of hands and a remainder
+    pose, betas = make_parameters((31,), dtype, device)  # more than a full group of hands, and a remainder
     pose = axis_angle_to_matrix(pose) if as_matrices else pose
     pose, betas = pose.requires_grad_(), betas.requires_grad_()
     outputs = ops.lbs(pose, betas, basis)
@@ -192,11 +193,12 @@ def test_strided_views_give_the_same_answer(device):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(device, half):
+@pytest.mark.parametrize("implementation", [ops.lbs, reference.lbs], ids=["op", "twin"])
+def test_half_types_are_computed_in_float32(device, half, implementation):
     basis = make_basis(9, dtype=torch.float32, device=device)
     pose, betas = (t.to(half) for t in make_parameters(device=device))
-    verts, joints = ops.lbs(pose, betas, basis)
-    exact, _ = ops.lbs(pose.float(), betas.float(), basis)
+    verts, joints = implementation(pose, betas, basis)
+    exact, _ = implementation(pose.float(), betas.float(), basis)
     assert verts.dtype == joints.dtype == half
     torch.testing.assert_close(verts, exact.to(half), rtol=0, atol=0)
 
@@ -219,6 +221,76 @@ def test_answer_does_not_depend_on_the_thread_count(batch):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("as_matrices", [False, True])
+def test_fake_kernels_know_the_strides_and_shapes_of_the_real_ones(device, as_matrices):
+    basis = make_basis(7, dtype=torch.float32, device=device)
+    pose, betas = make_parameters((2,), torch.float32, device)
+    pose = axis_angle_to_matrix(pose) if as_matrices else pose
+    pose, betas = pose.transpose(0, 1).contiguous().transpose(0, 1), betas.t().contiguous().t()
+    grads = [torch.randn(7, 2, 3, device=device).transpose(0, 1) for _ in range(2)]
+    grads.insert(1, torch.randn(16, 2, 3, device=device).transpose(0, 1))
+    assert not any(t.is_contiguous() for t in (pose, betas, *grads))
+    torch.library.opcheck(torch.ops.dhpe_fast.lbs.default, (pose, betas, *basis.tensors))
+    torch.library.opcheck(torch.ops.dhpe_fast._lbs_backward.default, (*grads, pose, betas, *basis.tensors))
+
+
+def test_compiled_gradients_of_strided_inputs_are_the_eager_ones():
+    basis = make_basis(7)
+    pose, betas = make_parameters((3,))
+    pose = axis_angle_to_matrix(pose).transpose(-1, -2)  # strided, as the inverse rotations are
+    gradients = []
+    for function in (ops.lbs, torch.compile(ops.lbs, backend="aot_eager", fullgraph=True)):
+        leaf = pose.detach().requires_grad_()
+        verts, joints = function(leaf, betas, basis)
+        (verts.square().sum() + joints.sin().sum()).backward()
+        gradients.append(leaf.grad)
+    assert not pose.is_contiguous()
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize(
+    ("position", "name", "shape"),
+    [(0, "pose", (2, 15, 3)), (1, "betas", (2, 9)), (3, "shapedirs", (10, 6, 3)), (4, "posedirs", (134, 7, 3))],
+)
+def test_a_trace_is_refused_the_shapes_that_the_kernel_refuses(position, name, shape):
+    arguments = [*make_parameters((2,)), *make_basis(7).tensors]
+    arguments[position] = torch.zeros(shape, dtype=torch.float64)
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=rf"lbs: {name} has shape \({', '.join(map(str, shape))}\), expected"):
+            torch.ops.dhpe_fast.lbs(*(t.to(device) for t in arguments))
+
+
+def test_the_saved_intermediate_is_no_part_of_the_graph():
+    pose, betas = make_parameters()
+    verts, joints, bent = torch.ops.dhpe_fast.lbs(pose.requires_grad_(), betas, *make_basis(5).tensors)
+    assert [t.requires_grad for t in (verts, joints, bent)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("n_verts", "n_shape"), [(0, 10), (9, 0), (0, 0)])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0, 2)])
+def test_a_basis_without_vertices_or_shape_directions(device, n_verts, n_shape, batch):
+    basis = make_basis(n_verts, n_shape=n_shape, device=device)
+    pose, betas = make_parameters(batch, device=device, n_shape=n_shape)
+    found, expected = ops.lbs(pose, betas, basis), reference.lbs(pose, betas, basis)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("implementation", [ops.lbs, reference.lbs], ids=["op", "twin"])
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (3, 3), (2, 3)])
+@pytest.mark.parametrize("as_matrices", [False, True])
+def test_three_joints_leave_no_doubt_what_the_pose_is(implementation, batch, as_matrices):
+    """(3, 3, 3) may be three hands in axis-angle or the matrices of one: `betas` tell."""
+    basis = make_basis(5, parents=[-1, 0, 1])
+    pose, betas = make_parameters(batch, n_joints=3)
+    verts, joints = implementation(axis_angle_to_matrix(pose) if as_matrices else pose, betas, basis)
+    assert verts.shape == (*batch, 5, 3)
+    for index in itertools.product(*map(range, batch)):
+        expected_verts, expected_joints = lbs_by_loops(pose[index], betas[index], basis)
+        torch.testing.assert_close(verts[index], expected_verts)
+        torch.testing.assert_close(joints[index], expected_joints)
 
 
 def test_compiles_without_a_graph_break():
@@ -252,6 +324,7 @@ BAD_ARGUMENTS = {
         r"pose must be a floating-point tensor, got a torch\.int64",
     ),
     "a list": (lambda p, b: (p, b.tolist()), TypeError, "betas must be a floating-point tensor, got list"),
+    "no tensor": (lambda p, b: (None, b), TypeError, "pose must be a floating-point tensor, got NoneType"),
     "other device": (lambda p, b: (p.to("meta"), b), ValueError, "pose is on meta, the basis on cpu"),
 }
 
@@ -259,8 +332,16 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_argument_is_named(case):
     change, error, message = BAD_ARGUMENTS[case]
-    with pytest.raises(error, match=message):
-        ops.lbs(*change(*make_parameters()), make_basis(5))
+    for implementation in (ops.lbs, reference.lbs):
+        with pytest.raises(error, match=message):
+            implementation(*change(*make_parameters()), make_basis(5))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("implementation", [ops.lbs, reference.lbs], ids=["op", "twin"])
+def test_a_basis_of_a_half_type_is_refused_by_name(implementation, half):
+    with pytest.raises(ValueError, match=rf"basis is {half}, expected torch\.float32 or torch\.float64"):
+        implementation(*make_parameters(dtype=half), make_basis(5, dtype=half))
 
 
 def test_basis_with_a_wrong_shape_is_named():

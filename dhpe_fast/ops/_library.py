@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 MINIMUM_TORCH = (2, 10)
 
@@ -41,11 +42,24 @@ def _load_cuda() -> str | None:
     library = Path(build.__file__).with_name("_cuda.so")
     if not library.exists():
         return "dhpe-fast was built without nvcc"
-    # The library is built against any torch, also a CPU one, so it does not name libtorch_cuda as its dependency:
-    # the symbols must be global before it is opened.
-    ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
-    torch.ops.load_library(library)
+    try:
+        # The library is built against any torch, also a CPU one, so it does not name libtorch_cuda as its dependency:
+        # the symbols must be global before it is opened.
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"dhpe-fast's CUDA library could not be loaded ({error})"
     return None
+
+
+def check_kernels(name: str, tensor: Tensor) -> None:
+    """Raises BuildError if `tensor` is on a CUDA device for which no kernels were loaded."""
+    if tensor.is_cuda and cuda_missing_because is not None:
+        raise BuildError(
+            f"{name} is on {tensor.device}, but dhpe-fast runs on the CPU only, as {cuda_missing_because}: pass CPU "
+            "tensors, or install a torch with CUDA and then build dhpe-fast beside it, with nvcc on the PATH, by "
+            "`DHPE_CUDA=ON pip install --force-reinstall --no-deps .`"
+        )
 
 
 _check_torch_version()

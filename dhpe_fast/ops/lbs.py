@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
-from dhpe_fast.reference.lbs import LbsBasis
+from dhpe_fast.ops._fake import check_shape
+from dhpe_fast.ops._library import check_kernels
+from dhpe_fast.reference.lbs import LbsBasis, check_lbs_arguments
 
 
 def lbs(
@@ -33,21 +34,21 @@ def lbs(
         TypeError: an argument is not a floating-point tensor.
         ValueError: shapes, dtypes or devices do not fit, or a tensor of the basis requires a gradient.
     """
-    matrix_dims = _check_arguments(pose, betas, basis)
-    batch = pose.shape[: -1 - matrix_dims]
+    rotation_dims = check_lbs_arguments(pose, betas, basis)
+    check_kernels("pose", pose)
+    if any(t.requires_grad for t in basis.tensors):
+        raise ValueError("basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs")
+    batch = pose.shape[: -1 - rotation_dims]
     if batch != betas.shape[:-1]:
-        try:
-            batch = torch.broadcast_shapes(batch, betas.shape[:-1])
-        except RuntimeError:
-            raise ValueError(
-                f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
-            ) from None
-        pose, betas = pose.expand(*batch, *pose.shape[-1 - matrix_dims :]), betas.expand(*batch, -1)
+        batch = torch.broadcast_shapes(batch, betas.shape[:-1])
+        pose, betas = pose.expand(*batch, *pose.shape[-1 - rotation_dims :]), betas.expand(*batch, -1)
     dtype, work_dtype = pose.dtype, basis.v_template.dtype
     if dtype != work_dtype:
         pose, betas = pose.to(work_dtype), betas.to(work_dtype)
     if len(batch) != 1:
-        pose, betas = pose.reshape(-1, *pose.shape[-1 - matrix_dims :]), betas.reshape(-1, betas.shape[-1])
+        n_hands = batch.numel()  # not -1: a basis without shape directions leaves betas without elements
+        pose = pose.reshape(n_hands, *pose.shape[-1 - rotation_dims :])
+        betas = betas.reshape(n_hands, betas.shape[-1])
     verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
     if len(batch) != 1:
         verts_m = verts_m.reshape(*batch, *verts_m.shape[1:])
@@ -57,46 +58,39 @@ def lbs(
     return verts_m, joints_m
 
 
-def _check_arguments(pose: Tensor, betas: Tensor, basis: LbsBasis) -> int:
-    """How many dimensions one joint's rotation has: 1 for axis-angle, 2 for matrices."""
-    n_joints, n_shape = basis.parents.shape[0], basis.shapedirs.shape[0]
-    for name, value in (("pose", pose), ("betas", betas)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
-        if value.device != basis.v_template.device:
-            raise ValueError(f"{name} is on {value.device}, the basis on {basis.v_template.device}")
-    matrix_dims = 1 if pose.shape[-2:] == (n_joints, 3) else 2
-    if matrix_dims == 2 and pose.shape[-3:] != (n_joints, 3, 3):
-        raise ValueError(
-            f"pose has shape {tuple(pose.shape)}, expected (*batch, {n_joints}, 3) axis-angle "
-            f"or (*batch, {n_joints}, 3, 3) rotation matrices"
-        )
-    if betas.dim() == 0 or betas.shape[-1] != n_shape:
-        raise ValueError(f"betas has shape {tuple(betas.shape)}, expected (*batch, {n_shape})")
-    work = basis.v_template.dtype
-    is_half = pose.dtype in (torch.float16, torch.bfloat16)
-    if pose.dtype != betas.dtype or (pose.dtype != work and not (is_half and work == torch.float32)):
-        raise ValueError(f"pose is {pose.dtype}, betas is {betas.dtype}, the basis {work}: they must agree")
-    if any(t.requires_grad for t in basis.tensors):
-        raise ValueError("basis requires a gradient, which this op does not give: use dhpe_fast.reference.lbs")
-    return matrix_dims
-
-
-def _describe(value: object) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+def _check_shapes(op, pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs, *skin) -> None:
+    """What csrc/lbs/lbs_tensors.h checks."""
+    skin_joints, skin_weights, parents = skin
+    n_hands, n_joints, n_verts, n_shape = betas.shape[0], parents.shape[0], v_template.shape[0], shapedirs.shape[0]
+    rotation = (3, 3) if pose.dim() == 4 else (3,)
+    check_shape(op, "pose", pose, (n_hands, n_joints, *rotation))
+    check_shape(op, "betas", betas, (n_hands, n_shape))
+    check_shape(op, "v_template", v_template, (n_verts, 3))
+    check_shape(op, "shapedirs", shapedirs, (n_shape, n_verts, 3))
+    check_shape(op, "posedirs", posedirs, (9 * (n_joints - 1), n_verts, 3))
+    check_shape(op, "joint_template", joint_template, (n_joints, 3))
+    check_shape(op, "joint_shapedirs", joint_shapedirs, (n_shape, n_joints, 3))
+    check_shape(op, "skin_joints", skin_joints, (n_verts, skin_joints.shape[-1]))
+    check_shape(op, "skin_weights", skin_weights, tuple(skin_joints.shape))
 
 
 @torch.library.register_fake("dhpe_fast::lbs")
 def _lbs_fake(pose, betas, v_template, *basis):
-    n_joints = pose.shape[1]
-    torch._check(pose.shape[0] == betas.shape[0])
-    verts = pose.new_empty(pose.shape[0], v_template.shape[0], 3)
-    return verts, pose.new_empty(pose.shape[0], n_joints, 3), torch.empty_like(verts)
+    _check_shapes("lbs", pose, betas, v_template, *basis)
+    n_hands, n_joints = pose.shape[:2]
+    verts_shape = (n_hands, v_template.shape[0], 3)
+    return pose.new_empty(verts_shape), pose.new_empty(n_hands, n_joints, 3), pose.new_empty(verts_shape)
 
 
 @torch.library.register_fake("dhpe_fast::_lbs_backward")
-def _lbs_backward_fake(grad_verts, grad_joints, bent, pose, betas, *basis):
-    return torch.empty_like(pose), torch.empty_like(betas)
+def _lbs_backward_fake(grad_verts, grad_joints, bent, pose, betas, v_template, *basis):
+    _check_shapes("_lbs_backward", pose, betas, v_template, *basis)
+    verts_shape = (pose.shape[0], v_template.shape[0], 3)
+    check_shape("_lbs_backward", "grad_verts", grad_verts, verts_shape)
+    check_shape("_lbs_backward", "grad_joints", grad_joints, (*pose.shape[:2], 3))
+    check_shape("_lbs_backward", "bent", bent, verts_shape)
+    # The kernels return dense tensors, whatever the strides of their inputs.
+    return pose.new_empty(pose.shape), betas.new_empty(betas.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:

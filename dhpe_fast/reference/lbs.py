@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from dhpe_fast.reference._arguments import describe
 from dhpe_fast.rotation import axis_angle_to_matrix
 
 
@@ -65,11 +66,16 @@ def lbs(
 ) -> tuple[Tensor, Tensor]:
     """Poses a hand; the twin of :func:`dhpe_fast.ops.lbs`, where the contract is written.
 
+    It is also differentiable in the basis, and more than once.
+
     Returns:
         verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3).
     """
-    n_joints = len(basis.parents)
-    rotations = pose if pose.shape[-3:] == (n_joints, 3, 3) else axis_angle_to_matrix(pose)
+    rotation_dims = check_lbs_arguments(pose, betas, basis)
+    dtype = pose.dtype
+    if dtype != basis.v_template.dtype:
+        pose, betas = pose.to(basis.v_template.dtype), betas.to(basis.v_template.dtype)
+    rotations = pose if rotation_dims == 2 else axis_angle_to_matrix(pose)
     rest_verts = basis.v_template + torch.einsum("...s,svc->...vc", betas, basis.shapedirs)
     rest_joints = basis.joint_template + torch.einsum("...s,sjc->...jc", betas, basis.joint_shapedirs)
 
@@ -84,7 +90,50 @@ def lbs(
     vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
     vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
     verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
-    return verts_m, joints_m
+    return verts_m.to(dtype), joints_m.to(dtype)
+
+
+def check_lbs_arguments(
+    pose: Tensor,  # (*batch, J, 3) or (*batch, J, 3, 3)
+    betas: Tensor,  # (*batch, S)
+    basis: LbsBasis,
+) -> int:
+    """Raises TypeError or ValueError unless the three fit; how many dimensions a joint's rotation has otherwise.
+
+    That is 1 for axis-angle and 2 for matrices. With three joints, (3, 3, 3) can be three hands in axis-angle or one
+    in matrices: it is what leaves `pose` with as many batch dimensions as `betas`, and matrices if neither does.
+    """
+    n_joints, n_shape, work = basis.parents.shape[0], basis.shapedirs.shape[0], basis.v_template.dtype
+    if work not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"basis is {work}, expected torch.float32 or torch.float64: poses of half types fit the former"
+        )
+    for name, value in (("pose", pose), ("betas", betas)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
+        if value.device != basis.v_template.device:
+            raise ValueError(f"{name} is on {value.device}, the basis on {basis.v_template.device}")
+    if betas.dim() == 0 or betas.shape[-1] != n_shape:
+        raise ValueError(f"betas has shape {tuple(betas.shape)}, expected (*batch, {n_shape})")
+    is_axis_angle, is_matrix = pose.shape[-2:] == (n_joints, 3), pose.shape[-3:] == (n_joints, 3, 3)
+    if not (is_axis_angle or is_matrix):
+        raise ValueError(
+            f"pose has shape {tuple(pose.shape)}, expected (*batch, {n_joints}, 3) axis-angle "
+            f"or (*batch, {n_joints}, 3, 3) rotation matrices"
+        )
+    is_half = pose.dtype in (torch.float16, torch.bfloat16)
+    if pose.dtype != betas.dtype or (pose.dtype != work and not (is_half and work == torch.float32)):
+        raise ValueError(f"pose is {pose.dtype}, betas is {betas.dtype}, the basis {work}: they must agree")
+    rotation_dims = 2 if is_matrix and not (is_axis_angle and pose.dim() == betas.dim() + 1) else 1
+    batches = pose.shape[: -1 - rotation_dims], betas.shape[:-1]
+    if batches[0] != batches[1]:
+        try:
+            torch.broadcast_shapes(*batches)
+        except RuntimeError:
+            raise ValueError(
+                f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
+            ) from None
+    return rotation_dims
 
 
 def forward_kinematics(
