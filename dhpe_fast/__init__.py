@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dhpe_fast.fit import HandFit, fit
+    from dhpe_fast.fit import fit
     from dhpe_fast.hand import HandModel, HandParams
+    from dhpe_fast.hand_fit import HandFit
 
 __all__ = ["HandFit", "HandModel", "HandParams", "__version__", "fit"]
 
 _HOME = {
-    "HandFit": "dhpe_fast.fit",
+    "HandFit": "dhpe_fast.hand_fit",
     "HandModel": "dhpe_fast.hand",
     "HandParams": "dhpe_fast.hand",
     "fit": "dhpe_fast.fit",

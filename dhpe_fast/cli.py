@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from dhpe_fast.fit import HandFit
+    from dhpe_fast.hand_fit import HandFit
 
 app = typer.Typer(
     name="dhpe-fast",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from numbers import Integral
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -21,8 +17,10 @@ from torch import Tensor
 from dhpe_fast.alignment import initial_states
 from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
 from dhpe_fast.evidence import EvidenceSource, HandEvidence, evidence_source, given_hands
-from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole, WeakPerspective
+from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole
+from dhpe_fast.hand.derived_models import copied_model, default_model, derived, mirrored_model, moved_model
 from dhpe_fast.hand.mirror import mirror_pose
+from dhpe_fast.hand_fit import HandFit, Side
 from dhpe_fast.image import read_image, read_mask
 from dhpe_fast.ops import silhouette
 from dhpe_fast.projection import CropCamera, PerspectiveCrop, ScaledOrthographic
@@ -37,8 +35,7 @@ from dhpe_fast.refinement import (
     refine,
 )
 from dhpe_fast.rotation import matrix_to_quaternion
-
-Side = Literal["right", "left"]
+from dhpe_fast.torch_settings import plain_torch
 
 STARTS = 10
 """Distinct first alignments that are refined on the skeleton alone."""
@@ -57,64 +54,6 @@ SAME_MINIMUM = 0.1
 """Hypotheses whose energies differ by less have found the same hand."""
 ROUGH_SIGMA = 0.04
 """Standard deviation of a joint in those steps, crop units."""
-
-
-@dataclass(frozen=True, eq=False)
-class HandFit:
-    """A fitted hand. Tensors are float32, detached, on the device of the fit; the image frame is OpenCV's."""
-
-    side: Side
-    verts_m: Tensor
-    """(778, 3) camera axes, metres. Weak perspective: relative to the middle finger's MCP joint, whose distance such
-    a camera cannot know. With intrinsics: absolute, in the camera's frame."""
-    joints_m: Tensor
-    """(21, 3) STD order, as ``verts_m``."""
-    joints2d_px: Tensor
-    """(21, 2) image of ``joints_m``."""
-    faces: Tensor
-    """(1538, 3) counter-clockwise from outside."""
-    mask: Tensor
-    """(H, W) bool, the rendered silhouette."""
-    params: HandParams
-    """The same hand in the crop frame (batch of one), for ``model``. With intrinsics: its weak-perspective likeness,
-    exact at the middle finger's MCP joint."""
-    model: HandModel
-    """The hand model of this side; a copy."""
-    crop: CropBox
-    """The square of the image that the crop frame spans; with a distorting lens, of the image without distortion."""
-    camera: WeakPerspective | Pinhole
-    """``camera.project(verts_m)`` is in pixels of the image."""
-    keypoints2d_px: Tensor
-    """(21, 2) the evidence; NaN where there was none."""
-    confidence: Tensor
-    """(21,) of the evidence, in [0, 1]."""
-    score: float
-    """How sure the evidence was that this is a hand, in [0, 1]."""
-    residuals: dict[str, float]
-    """`joints2d_px`: mean distance of joints and evidence, weighted by confidence; `joints2d_box`: the same over the
-    longer side of the evidence's bounding box; `energy`: the objective; with a mask also `mask_iou`."""
-    timings_ms: dict[str, float]
-    """Milliseconds of each stage of this hand; shared stages (reading, evidence) are in every hand of an image."""
-    iterations: int
-    """Steps of the final refinement."""
-    converged: bool
-
-    @property
-    def verts2d_px(self) -> Tensor:
-        """(778, 2) image of ``verts_m``."""
-        return self.camera.project(self.verts_m)
-
-    def overlay(self, image: Any, **options: Any) -> np.ndarray:
-        """The mesh and skeleton drawn over an image, (H, W, 3) uint8 RGB; see :func:`dhpe_fast.viz.overlay`."""
-        from dhpe_fast import viz
-
-        return viz.overlay(read_image(image), self, **options)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes .glb, .obj, .ply, .npz or .json by suffix; see :func:`dhpe_fast.io.save_fit`."""
-        from dhpe_fast import io
-
-        io.save_fit(self, path)
 
 
 def fit(
@@ -157,7 +96,7 @@ def fit(
         ValueError, TypeError: for bad input, naming the argument.
         ImportError: when no keypoints are given and no evidence source is installed.
     """
-    with _plain_torch():
+    with plain_torch():
         clock = _Clock()
         options = _Options.of(hand, model, camera, iterations, device)
         pixels = read_image(image)
@@ -172,18 +111,6 @@ def fit(
         clock.lap("evidence")
         fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
     return fits[0] if single else fits
-
-
-@contextmanager
-def _plain_torch() -> Iterator[None]:
-    """Torch as it is by default: the solver takes gradients itself, and what it caches must serve any later call."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 @dataclass(frozen=True)
@@ -203,11 +130,11 @@ class _Options:
             raise ValueError(f"iterations: expected a whole number >= 0, got {iterations!r}")
         if camera is not None and not isinstance(camera, Pinhole):
             camera = Pinhole.from_matrix(camera)
-        model = _default_model() if model is None else model
+        model = default_model() if model is None else model
         if device is not None and torch.device(device) != model.faces.device:
-            model = _moved_model(model, torch.device(device))
+            model = moved_model(model, torch.device(device))
         elif model.faces.is_inference():
-            model = _copied(model)
+            model = copied_model(model)
         return cls(None if hand == "auto" else hand, model, camera, int(iterations))
 
 
@@ -282,7 +209,7 @@ class _View:
         return cls(
             side=side,
             model=options.model,
-            hand=_constants(options.model),
+            hand=_constants_of(options.model),
             evidence=Evidence2d(joints.to(device), confidence.to(device), crop_mask),
             trusted=_trusted(joints_px, evidence.confidence),
             crop=crop,
@@ -352,7 +279,7 @@ def _answer(
 ) -> HandFit:
     """From the solver's crop frame (of the mirrored view, perhaps) to the image's."""
     state = _unmirrored(view, refined.state) if view.mirrored else refined.state
-    model = _mirrored_model(view.model) if view.mirrored else view.model
+    model = mirrored_model(view.model) if view.mirrored else view.model
     dtype = model.hands_mean.dtype
     mesh = model(state.pose.to(dtype), state.betas.to(dtype))
     points = torch.cat([mesh.verts_m[0], mesh.joints_m[0]]).double() @ state.rotation[0].T
@@ -381,7 +308,7 @@ def _answer(
         faces=model.faces.clone(),
         mask=rendered,
         params=params.to(dtype=torch.float32).detach(),
-        model=_copied(model),
+        model=copied_model(model),
         crop=view.crop,
         camera=camera,
         keypoints2d_px=torch.from_numpy(evidence.joints2d_px).float().to(verts_m.device),
@@ -475,42 +402,8 @@ def _masks(mask: Any, count: int, image_size: tuple[int, int]) -> Sequence[np.nd
     return list(masks)
 
 
-# What is derived from a model, kept for as long as the model lives. The values hold no reference to it.
-_derived: WeakKeyDictionary[HandModel, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
-
-
-def _derive(model: HandModel, what: Any, make: Callable[[], Any]) -> Any:
-    """The value made from a model; made again if the model's tensors were replaced or written to."""
-    # Also the version, as an in-place change keeps the identity.
-    state = tuple((id(t), t._version) for t in model.buffers())
-    known = _derived.setdefault(model, {}).get(what)
-    if known is None or known[0] != state:
-        known = _derived[model][what] = (state, make())
-    return known[1]
-
-
-def _constants(model: HandModel) -> HandConstants:
-    return _derive(model, "constants", lambda: HandConstants.of(model))
-
-
-def _mirrored_model(model: HandModel) -> HandModel:
-    return _derive(model, "mirror", model.mirrored)
-
-
-def _moved_model(model: HandModel, device: torch.device) -> HandModel:
-    return _derive(model, device, lambda: _copied(model).to(device))
-
-
-def _copied(model: HandModel) -> HandModel:
-    """A model of its own, so that what a caller does to it changes no later fit."""
-    twin = copy.copy(model)
-    twin._buffers = {name: None if t is None else t.clone() for name, t in model._buffers.items()}
-    return twin
-
-
-@lru_cache(maxsize=1)
-def _default_model() -> HandModel:
-    return HandModel.default()
+def _constants_of(model: HandModel) -> HandConstants:
+    return derived(model, "solver constants", lambda: HandConstants.of(model))
 
 
 class _Clock:

@@ -23,7 +23,7 @@ from torch import Tensor
 from dhpe_fast.conventions import H_LAYOUT, JOINT_ORDERS, N_JOINTS_STD, joint_permutation
 
 if TYPE_CHECKING:
-    from dhpe_fast.fit import HandFit
+    from dhpe_fast.hand_fit import HandFit
 
 FIT_SCHEMA = "dhpe-fast/hand-fit/1"
 """Names the layout of the JSON files; its number grows when readers of the old layout would misread it."""

@@ -19,7 +19,7 @@ from dhpe_fast.image import read_image
 from dhpe_fast.shading import CLAY, SKIN, STUDIO, Lighting, Material, round_off, shade
 
 if TYPE_CHECKING:
-    from dhpe_fast.fit import HandFit
+    from dhpe_fast.hand_fit import HandFit
 
 __all__ = [
     "CLAY",

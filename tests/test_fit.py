@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -103,19 +105,48 @@ def test_lens_distortion_is_undone():
     assert hand.residuals["joints2d_box"] < 0.006
 
 
-def test_mask_improves_the_silhouette():
-    """Joints moved by noise of 4 % of the box; the true mask pulls the silhouette back."""
-    joints_m, verts_m, model = make_hand(6)
-    camera = WeakPerspective(700.0, (160.0, 120.0))
+def drawn_mask(camera, verts_m: torch.Tensor, model: HandModel) -> np.ndarray:
     verts_px = torch.cat([camera.project(verts_m), verts_m[:, 2:]], 1)
-    mask = silhouette(verts_px, model.faces, SIZE).numpy() > 0
-    noise = np.random.default_rng(0).normal(size=(21, 2)) * 5
-    noisy = camera.project(joints_m).numpy() + noise
-    without = dhpe_fast.fit(BLANK, keypoints=noisy, hand="right")
-    with_mask = dhpe_fast.fit(BLANK, keypoints=noisy, hand="right", mask=mask)
+    return silhouette(verts_px, model.faces, SIZE).numpy() > 0
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_mask_improves_the_silhouette(side):
+    """Joints moved by noise of 4 % of the box; the true mask pulls the silhouette back."""
+    joints_m, verts_m, model = make_hand(6, side)
+    camera = WeakPerspective(700.0, (160.0, 120.0))
+    mask = drawn_mask(camera, verts_m, model)
+    noisy = camera.project(joints_m).numpy() + np.random.default_rng(0).normal(size=(21, 2)) * 5
+    without = dhpe_fast.fit(BLANK, keypoints=noisy, hand=side)
+    with_mask = dhpe_fast.fit(BLANK, keypoints=noisy, hand=side, mask=mask)
     before = (without.mask.numpy() & mask).sum() / (without.mask.numpy() | mask).sum()
     assert with_mask.residuals["mask_iou"] > before + 0.01
     assert with_mask.residuals["mask_iou"] > 0.85
+
+
+def test_mask_under_lens_distortion_agrees_with_the_joints():
+    joints_m, verts_m, model = make_hand(5)
+    camera = Pinhole(400.0, 410.0, 150.0, 130.0, (-0.3, 0.1, 0.001, -0.002, 0.0))
+    hand = dhpe_fast.fit(
+        BLANK,
+        keypoints=camera.project(joints_m).numpy(),
+        hand="right",
+        camera=camera,
+        mask=drawn_mask(camera, verts_m, model),
+    )
+    assert hand.residuals["joints2d_box"] < 0.008
+    assert hand.residuals["mask_iou"] > 0.97
+
+
+def test_a_mask_of_a_fingertip_does_not_move_the_hand():
+    joints_m, verts_m, model = make_hand(6)
+    camera = WeakPerspective(700.0, (160.0, 120.0))
+    keypoints = camera.project(joints_m).numpy()
+    rows, columns = np.nonzero(drawn_mask(camera, verts_m, model))
+    mask = np.zeros(SIZE, bool)
+    mask[rows[:30], columns[:30]] = True
+    hand = dhpe_fast.fit(BLANK, keypoints=keypoints, hand="right", mask=mask)
+    assert hand.residuals["joints2d_box"] < 0.03
 
 
 def test_orders_confidences_and_several_hands():
@@ -160,18 +191,109 @@ def test_a_float64_left_model_of_the_caller_is_used_for_both_sides():
     assert hand.residuals["joints2d_box"] < 0.005
 
 
-def test_the_callers_torch_settings_do_not_matter():
+AMBIENT = {
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("mode", AMBIENT)
+def test_the_callers_torch_settings_do_not_matter(mode):
+    """Neither to that fit nor, through what it caches, to a later one."""
+    keypoints = weak_image(make_hand(3)[0])
+    plain = dhpe_fast.fit(BLANK, keypoints=keypoints)
+    model, threads = HandModel.default(), torch.get_num_threads()
+    with AMBIENT[mode]():
+        inside = dhpe_fast.fit(BLANK, keypoints=keypoints, model=model)
+    after = dhpe_fast.fit(BLANK, keypoints=keypoints, model=model)
+    for hand in (inside, after):
+        assert torch.equal(plain.verts_m, hand.verts_m)
+        assert not hand.verts_m.requires_grad
+    assert torch.get_num_threads() == threads
+
+
+def test_default_dtype_does_not_matter():
     keypoints = weak_image(make_hand(3)[0])
     plain = dhpe_fast.fit(BLANK, keypoints=keypoints)
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.inference_mode():
-            other = dhpe_fast.fit(BLANK, keypoints=keypoints)
+        other = dhpe_fast.fit(BLANK, keypoints=keypoints)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert other.verts_m.dtype == torch.float32
-    assert not other.verts_m.requires_grad
     assert torch.equal(plain.verts_m, other.verts_m)
+
+
+def test_a_model_made_in_inference_mode_serves():
+    with torch.inference_mode():
+        model = HandModel.default()
+    hand = dhpe_fast.fit(BLANK, keypoints=weak_image(make_hand(3)[0]), model=model)
+    assert hand.residuals["joints2d_box"] < 0.005
+
+
+def test_fits_do_not_share_what_a_caller_may_change():
+    keypoints = weak_image(make_hand(3)[0])
+    first = dhpe_fast.fit(BLANK, keypoints=keypoints)
+    expected = first.verts_m.clone()
+    first.model.basis.v_template.mul_(2)
+    first.faces.zero_()
+    assert torch.equal(dhpe_fast.fit(BLANK, keypoints=keypoints).verts_m, expected)
+
+
+def test_a_model_changed_in_place_is_noticed_and_one_let_go_is_freed():
+    keypoints = weak_image(make_hand(3)[0])
+    model = HandModel.default()
+    dhpe_fast.fit(BLANK, keypoints=keypoints, model=model)
+    for name in ("v_template", "joint_template", "shapedirs", "joint_shapedirs", "posedirs"):
+        model.get_buffer(name).mul_(2)
+    fresh = HandModel(model.arrays())
+    changed = dhpe_fast.fit(BLANK, keypoints=keypoints, model=model)
+    torch.testing.assert_close(changed.verts_m, dhpe_fast.fit(BLANK, keypoints=keypoints, model=fresh).verts_m)
+    watch = weakref.ref(model)
+    del model, changed
+    gc.collect()
+    assert watch() is None
+
+
+@pytest.mark.parametrize("wrong_px", [(0.0, 0.0), (3000.0, 3000.0)], ids=["at the origin", "far away"])
+def test_one_wrong_keypoint_bends_no_hand(wrong_px):
+    errors = []
+    for seed in range(6):
+        joints_m, _, _ = make_hand(seed)
+        keypoints = weak_image(joints_m)
+        keypoints[7] = wrong_px
+        hand = dhpe_fast.fit(BLANK, keypoints=keypoints)
+        others = [j for j in range(21) if j != 7]
+        distance = np.linalg.norm(hand.joints2d_px.numpy() - keypoints, axis=1)[others].mean()
+        errors.append(distance / np.ptp(keypoints[others], axis=0).max())
+    assert np.median(errors) < 0.01
+    assert max(errors) < 0.03
+
+
+def test_a_hand_close_to_the_camera_is_in_front_of_it():
+    """12 cm from a wide-angle camera: the orthographic start would put fingertips behind it."""
+    camera = Pinhole(150.0, 150.0, 160.0, 120.0)
+    for seed in range(6):
+        joints_m, _, _ = make_hand(seed)
+        joints_m = joints_m - joints_m[9] + torch.tensor([0.0, 0.0, 0.16])
+        if joints_m[:, 2].min() < 0.05:
+            continue
+        hand = dhpe_fast.fit(BLANK, keypoints=camera.project(joints_m).numpy(), camera=camera, hand="right")
+        assert hand.joints_m[:, 2].min() > 0
+        assert hand.residuals["joints2d_box"] < 0.03
+
+
+def test_perspective_decides_the_side():
+    """A hand near a wide-angle camera, its answer known: the right side has the lower energy in most cases."""
+    camera = Pinhole(250.0, 250.0, 160.0, 120.0)
+    found = []
+    for seed in range(8):
+        side = ("right", "left")[seed % 2]
+        joints_m, _, _ = make_hand(seed, side)
+        joints_m = joints_m - joints_m[9] + torch.tensor([0.02, 0.0, 0.25])
+        found.append(dhpe_fast.fit(BLANK, keypoints=camera.project(joints_m).numpy(), camera=camera).side == side)
+    assert sum(found) >= 6
 
 
 def test_zero_iterations_return_the_first_estimate():
@@ -194,6 +316,16 @@ BAD_INPUT = {
         "mask: expected one for each of the 1 hands, got 2",
     ),
     "empty mask": ({"mask": np.zeros(SIZE, bool)}, ValueError, "mask: .*no pixel"),
+    "mask elsewhere": (
+        {"mask": np.arange(240 * 320).reshape(SIZE) == 0},
+        ValueError,
+        "mask: no pixel .* near the keypoints",
+    ),
+    "normalised K": (
+        {"camera": np.array([[1.2, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]])},
+        ValueError,
+        "camera: focal lengths",
+    ),
     "boxes too": ({"boxes": [[0, 0, 9, 9]]}, ValueError, "boxes: give either keypoints or boxes"),
     "order": ({"order": "random"}, ValueError, "order.*random"),
     "shape": ({"keypoints": GOOD[:20]}, ValueError, r"keypoints.*\(20, 2\)"),

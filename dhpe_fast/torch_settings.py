@@ -1,0 +1,48 @@
+"""Torch as small solvers need it, whatever the caller has set."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_lock = threading.Lock()
+_users = 0
+_threads_before = 1
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """No inference mode, no gradients unless asked for, no autocast, factory calls on the CPU, one thread.
+
+    What is cached in here serves any later call, in any mode. Matrices of a solver are far too small to share among
+    threads, and on a busy machine waiting for the other threads costs a hundred times the work.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_one_thread())
+        yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The number of threads belongs to the process: the last of several users gives it back."""
+    global _users, _threads_before
+    with _lock:
+        if _users == 0:
+            _threads_before = torch.get_num_threads()
+        _users += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                torch.set_num_threads(_threads_before)
