@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -291,6 +292,26 @@ def test_three_joints_leave_no_doubt_what_the_pose_is(implementation, batch, as_
         expected_verts, expected_joints = lbs_by_loops(pose[index], betas[index], basis)
         torch.testing.assert_close(verts[index], expected_verts)
         torch.testing.assert_close(joints[index], expected_joints)
+
+
+def test_runs_in_a_thread_with_a_small_stack():
+    basis = make_basis(37, dtype=torch.float64)
+    done = []
+
+    def work():
+        pose, betas = make_parameters((40,))
+        verts, _ = ops.lbs(pose.requires_grad_(), betas, basis)
+        verts.sum().backward()
+        done.append(bool(pose.grad.isfinite().all()))
+
+    before = threading.stack_size(256 * 1024)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert done == [True]
 
 
 def test_compiles_without_a_graph_break():

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 
 #include "common/simd.h"
 #include "lbs/lbs_tensors.h"
@@ -7,9 +8,9 @@ namespace dhpe {
 
 #define DHPE_LBS_KERNELS                                                                                       \
   template <typename T>                                                                                        \
-  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                        \
+  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch);              \
   template <typename T>                                                                                        \
-  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                      \
+  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch);            \
   template <typename T>                                                                                        \
   void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);     \
   template <typename T>                                                                                        \
@@ -24,22 +25,28 @@ DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 
 namespace {
 
-constexpr int64_t kHandsPerTask = 12;  // fewer would read the basis more often than they share the work
-
 constexpr int64_t kSharedHands = 2;  // up to so many hands, threads share each one's vertices
 constexpr int64_t kVertsPerTask = 192;
+
+// Kept by each thread: asking the system for so much memory takes longer than posing a hand.
+template <typename T>
+GroupScratch<T>& group_scratch() {
+  static thread_local const std::unique_ptr<GroupScratch<T>> scratch(new GroupScratch<T>);
+  return *scratch;
+}
 
 template <typename T>
 void forward(const LbsForward<T>& p, int64_t B) {
   if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
-    torch::stable::parallel_for(0, B, kHandsPerTask,
-                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_forward, p, begin, end); });
+    torch::stable::parallel_for(0, B, kGroup, [&](int64_t begin, int64_t end) {
+      DHPE_CALL_SIMD(lbs_forward, p, begin, end, group_scratch<T>());
+    });
     return;
   }
   const LbsModel<T>& m = p.model;
   const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
   for (int64_t hand = 0; hand < B; ++hand) {
-    PosedHand<T> posed;
+    PosedHand<T>& posed = group_scratch<T>().posed[0];
     DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
     torch::stable::parallel_for(0, m.n_verts, kVertsPerTask, [&](int64_t begin, int64_t end) {
       DHPE_CALL_SIMD(lbs_verts, p, hand, posed, begin, end);
@@ -51,15 +58,16 @@ void forward(const LbsForward<T>& p, int64_t B) {
 template <typename T>
 void backward(const LbsBackward<T>& p, int64_t B) {
   if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
-    torch::stable::parallel_for(0, B, kHandsPerTask,
-                                [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_backward, p, begin, end); });
+    torch::stable::parallel_for(0, B, kGroup, [&](int64_t begin, int64_t end) {
+      DHPE_CALL_SIMD(lbs_backward, p, begin, end, group_scratch<T>());
+    });
     return;
   }
   const LbsModel<T>& m = p.model;
   const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
   for (int64_t hand = 0; hand < B; ++hand) {
-    PosedHand<T> posed;
-    VertexSums<T> halves[kHalves];
+    PosedHand<T>& posed = group_scratch<T>().posed[0];
+    VertexSums<T>* halves = group_scratch<T>().sums;
     DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
     torch::stable::parallel_for(0, kHalves, 1, [&](int64_t begin, int64_t end) {
       for (int64_t half = begin; half < end; ++half)

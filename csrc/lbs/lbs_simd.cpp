@@ -14,9 +14,8 @@ namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 namespace {
 
-constexpr int64_t kGroup = 12;  // hands that share one pass over the basis
-constexpr int64_t kRows = 4;    // basis rows taken together
-constexpr int kPanel = 4;       // forward: vectors of columns in registers ...
+constexpr int64_t kRows = 4;  // basis rows taken together
+constexpr int kPanel = 4;     // forward: vectors of columns in registers ...
 #if defined(__AVX512F__)
 constexpr int kHands = 6;       // ... for so many hands: 24 of 32 registers accumulate
 constexpr int kWidePanel = 16;  // for a single hand
@@ -230,48 +229,45 @@ void finish_backward(const LbsBackward<T>& p, int64_t hand, const Chain<T>& chai
 // ---- Groups of hands: one thread takes each hand whole -------------------------------------------------------------
 
 template <typename T>
-void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end) {
+void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch) {
   const LbsModel<T>& m = p.model;
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
-  T coeffs[kGroup * kMaxCoeffs];
-  Chain<T> chain[kGroup];
-  alignas(64) T packed[16 * kMaxJoints];
   for (int64_t b = begin; b < end; b += kGroup) {
     const int64_t hands = std::min(kGroup, end - b);
     for (int64_t h = 0; h < hands; ++h)
-      pose_hand(m, p.pose + (b + h) * width, p.pose_is_matrix, p.betas + (b + h) * m.n_shape, chain[h],
-                coeffs + h * rows);
-    blend(m, coeffs, hands, 0, n, p.bent + b * n);
+      pose_hand(m, p.pose + (b + h) * width, p.pose_is_matrix, p.betas + (b + h) * m.n_shape, scratch.posed[h].chain,
+                scratch.coeffs + h * rows);
+    blend(m, scratch.coeffs, hands, 0, n, p.bent + b * n);
     for (int64_t h = 0; h < hands; ++h) {
-      pack_transforms(m, chain[h], packed);
-      skin(m, packed, p.bent + (b + h) * n, 0, m.n_verts, p.verts + (b + h) * n);
-      std::copy_n(chain[h].position, 3 * m.n_joints, p.joints + (b + h) * 3 * m.n_joints);
+      PosedHand<T>& posed = scratch.posed[h];
+      pack_transforms(m, posed.chain, posed.packed);
+      skin(m, posed.packed, p.bent + (b + h) * n, 0, m.n_verts, p.verts + (b + h) * n);
+      std::copy_n(posed.chain.position, 3 * m.n_joints, p.joints + (b + h) * 3 * m.n_joints);
     }
   }
 }
 
 template <typename T>
-void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end) {
+void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch) {
   const LbsModel<T>& m = p.model;
   const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
-  T coeffs[kGroup * kMaxCoeffs];
-  Chain<T> chain[kGroup];
-  alignas(64) T packed[16 * kMaxJoints];
-  alignas(64) T grad_packed[kGroup][16 * kMaxJoints];
   for (int64_t b = begin; b < end; b += kGroup) {
     const int64_t hands = std::min(kGroup, end - b);
     for (int64_t h = 0; h < hands; ++h) {
       const int64_t hand = b + h;
-      pose_hand(m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, chain[h], coeffs);
-      pack_transforms(m, chain[h], packed);
-      std::fill_n(grad_packed[h], 16 * m.n_joints, T(0));
+      PosedHand<T>& posed = scratch.posed[h];
+      pose_hand(m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed.chain, posed.coeffs);
+      pack_transforms(m, posed.chain, posed.packed);
+      std::fill_n(scratch.sums[h].packed, 16 * m.n_joints, T(0));
       for (int half = 0; half < kHalves; ++half)
-        skin_backward(p, hand, packed, half_begin(m, half), half_begin(m, half + 1), grad_packed[h]);
+        skin_backward(p, hand, posed.packed, half_begin(m, half), half_begin(m, half + 1), scratch.sums[h].packed);
     }
-    std::fill_n(coeffs, hands * rows, T(0));
+    std::fill_n(scratch.coeffs, hands * rows, T(0));
     for (int half = 0; half < kHalves; ++half)
-      blend_backward(m, p.grad_bent + b * n, hands, 3 * half_begin(m, half), 3 * half_begin(m, half + 1), coeffs);
-    for (int64_t h = 0; h < hands; ++h) finish_backward(p, b + h, chain[h], coeffs + h * rows, grad_packed[h]);
+      blend_backward(m, p.grad_bent + b * n, hands, 3 * half_begin(m, half), 3 * half_begin(m, half + 1),
+                     scratch.coeffs);
+    for (int64_t h = 0; h < hands; ++h)
+      finish_backward(p, b + h, scratch.posed[h].chain, scratch.coeffs + h * rows, scratch.sums[h].packed);
   }
 }
 
@@ -312,8 +308,8 @@ void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<
 }
 
 #define DHPE_INSTANTIATE(T)                                                                                     \
-  template void lbs_forward<T>(const LbsForward<T>&, int64_t, int64_t);                                         \
-  template void lbs_backward<T>(const LbsBackward<T>&, int64_t, int64_t);                                       \
+  template void lbs_forward<T>(const LbsForward<T>&, int64_t, int64_t, GroupScratch<T>&);                       \
+  template void lbs_backward<T>(const LbsBackward<T>&, int64_t, int64_t, GroupScratch<T>&);                     \
   template void lbs_pose<T>(const LbsModel<T>&, const T*, bool, const T*, PosedHand<T>&);                       \
   template void lbs_verts<T>(const LbsForward<T>&, int64_t, const PosedHand<T>&, int64_t, int64_t);             \
   template void lbs_backward_half<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, int, VertexSums<T>&); \
