@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -91,6 +92,30 @@ def test_front_faces_are_counter_clockwise_on_the_screen(rasterize):
     inside_out = rasterize(verts, faces.flip(1), 32, cull_backfaces=True)
     assert (inside_out.depth[hit] > z.mean()).all(), "of the reversed sphere, the far side stays"
     torch.testing.assert_close(rasterize(verts, faces, 32).face_index, seen.face_index)
+
+
+def watertight_pairs(n: int) -> Iterator[tuple[torch.Tensor, list[list[int]], tuple[int, int]]]:
+    """Quadrilaterals (4, 3), their two triangles, and a pixel whose centre lies on the diagonal but for rounding."""
+    rng = np.random.default_rng(5)
+    for _ in range(n):
+        begin, (row, column) = rng.random(2) * 64, rng.integers(0, 32, 2)
+        begin[0] += 2  # so that the diagonal has a direction
+        centre = np.array([column + 0.5, row + 0.5])
+        end = begin + (centre - begin) * (1.1 + 1.5 * rng.random())
+        across = np.array([begin[1] - end[1], end[0] - begin[0]])
+        corners = np.stack([begin, end, (begin + end) / 2 + across, (begin + end) / 2 - across])
+        ids = rng.permutation(4)  # which end of the diagonal has the lower id, and what lies between
+        verts = np.ones((4, 3), np.float32)
+        verts[ids, :2] = corners
+        a, b, c, d = ids.tolist()
+        yield torch.tensor(verts), [[a, b, c], [b, a, d]], (row, column)
+
+
+def test_no_rounding_opens_a_gap_or_draws_twice_along_a_shared_edge(rasterize):
+    for verts, (one, other), (row, column) in watertight_pairs(200):
+        draws = sum(rasterize(verts, [face], 32).face_index + 1 for face in (one, other))
+        assert draws[row, column] == 1, (verts, row, column)
+        assert draws.max() == 1, verts
 
 
 # ---- Which face ------------------------------------------------------------------------------------------
@@ -369,6 +394,50 @@ def test_opcheck(device, dtype, requires_grad):
         bary, depth, index = torch.ops.dhpe_fast.rasterize(verts, faces, 12, 14, False, None, True)
         arguments = (bary, depth, index, verts, faces, False, None, True, True)
         torch.library.opcheck(torch.ops.dhpe_fast._rasterize_backward.default, arguments)
+
+
+def test_which_face_a_pixel_sees_is_no_part_of_the_graph():
+    verts, faces = sphere()
+    bary, depth, index = torch.ops.dhpe_fast.rasterize(verts[None].requires_grad_(), faces, 8, 8, False, None, False)
+    assert [t.requires_grad for t in (bary, depth, index)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("perspective", "cull_backfaces"), [(True, False), (False, True)])
+def test_a_face_index_of_the_callers_may_name_faces_that_draw_nothing(device, dtype, perspective, cull_backfaces):
+    """Behind the camera, of no area, seen from behind, or no number: such faces receive no gradient."""
+    nan = float("nan")
+    verts = [[0, 0, 1], [0, 8, 1], [8, 0, 1], [1, 1, -1], [1, 8, -1], [8, 1, -1], [nan, 0, 1]]
+    verts = torch.tensor(verts, dtype=dtype, device=device)[None]
+    faces = torch.tensor([[0, 1, 2], [3, 4, 5] if perspective else [0, 2, 1], [0, 0, 1], [0, 1, 6]], device=device)
+    options = (perspective, 1e-6 if perspective else None, cull_backfaces, False)
+    grad_bary, grad_depth = torch.ones(1, 4, 4, 3, dtype=dtype), torch.ones(1, 4, 4, dtype=dtype)
+    for named in ([1, 2, 3], [0, 1, 2, 3, 7, -5]):
+        index = torch.tensor(named, dtype=torch.int32).repeat(16)[:16].reshape(1, 4, 4)
+        only_first = torch.where(index == 0, 0, -1).int()
+        found, expected = (
+            torch.ops.dhpe_fast._rasterize_backward(
+                grad_bary.to(device), grad_depth.to(device), which.to(device), verts, faces, *options
+            )
+            for which in (index, only_first)
+        )
+        torch.testing.assert_close(found, expected)
+        assert bool(found.any()) == (0 in named)
+
+
+@pytest.mark.needs_cuda
+def test_cuda_skips_faces_whose_ids_are_out_of_range(dtype):
+    verts, _ = soup(3, 16, seed=1)
+    verts = verts.to("cuda", dtype)[None]
+    good = torch.tensor([[0, 1, 2]], device="cuda")
+    bad = torch.tensor([[0, 1, 2], [0, 1, 2**32 + 2], [0, 1, len(verts[0])], [0, -1, 2]], device="cuda")
+    seen = [ops.rasterize(verts, faces, 16) for faces in (good, bad)]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    index = torch.arange(256, device="cuda", dtype=torch.int32).reshape(1, 16, 16) % 4
+    grad = torch.ones(1, 16, 16, device="cuda", dtype=dtype)
+    found = torch.ops.dhpe_fast._silhouette_nmr_backward(grad, index, verts, bad, 1e-4, False)
+    only_first = torch.where(index == 0, 0, 5)  # the others stay covered, by faces that are not there
+    expected = torch.ops.dhpe_fast._silhouette_nmr_backward(grad, only_first.int(), verts, good, 1e-4, False)
+    torch.testing.assert_close(found, expected)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

@@ -139,7 +139,7 @@ __device__ void joint_gradient(const LbsBackward<T>& p, int64_t b, int joint, Ch
 
 template <typename T>
 __global__ void lbs_backward_kernel(LbsBackward<T> p, int64_t B) {
-  extern __shared__ unsigned char shared_bytes[];
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
   SharedGrad<T>& s = *reinterpret_cast<SharedGrad<T>*>(shared_bytes);
   const LbsModel<T>& m = p.model;
   const int64_t n = m.n_verts * 3, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
@@ -195,14 +195,15 @@ std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_
   Tensor verts = torch::stable::new_empty(pose, {B, V, 3});
   Tensor bent = torch::stable::new_empty(pose, {B, V, 3});
   Tensor joints = torch::stable::new_empty(pose, {B, parents.size(0), 3});
-  if (B == 0 || V == 0) return {verts, joints, bent};
+  if (B == 0) return {verts, joints, bent};
   const cudaStream_t stream = current_stream(pose);
   DHPE_DISPATCH_FLOATING(pose, [&] {
     const LbsForward<scalar_t> p = {
         tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
         betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
         bent.mutable_data_ptr<scalar_t>()};
-    const dim3 grid(ceil_div(V, kForwardThreads), static_cast<unsigned>(B < kMaxBlocks ? B : kMaxBlocks));
+    const int64_t tiles = V > 0 ? ceil_div(V, kForwardThreads) : 1;  // the joints are there without a vertex
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(B < kMaxBlocks ? B : kMaxBlocks));
     lbs_forward_kernel<scalar_t><<<grid, kForwardThreads, 0, stream>>>(p, B);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });

@@ -29,6 +29,14 @@ __device__ T sum_over_warp(T value) {
   return value;
 }
 
+// On this device nobody has looked at the ids before.
+template <typename T>
+__device__ bool has_vertices(const RasterMesh<T>& m, int64_t face) {
+  for (int k = 0; k < 3; ++k)
+    if (m.faces[3 * face + k] < 0 || m.faces[3 * face + k] >= m.n_verts) return false;
+  return true;
+}
+
 // Adds a face's gradient (3 corners x 3), of which every lane holds a part, to `grad_verts`, or stores it for
 // `gather_face_gradients`.
 template <typename T>

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "common/face_ids.h"
 #include "common/tensor_checks.h"
 #include "raster/interpolate.h"
 
@@ -26,7 +27,7 @@ struct InterpolationTensors {
     check_tensor(op, "faces", faces, {-1, 3}, is_long ? ScalarType::Long : ScalarType::Int, attributes);
     STD_TORCH_CHECK(faces.size(0) <= std::numeric_limits<int32_t>::max(), op, ": faces has too many rows");
     attributes = torch::stable::contiguous(attributes);
-    faces = torch::stable::contiguous(is_long ? torch::stable::to(faces, ScalarType::Int) : faces);
+    faces = narrow_ids(faces);
     face_index = torch::stable::contiguous(face_index);
     bary = torch::stable::contiguous(bary);
   }

@@ -98,6 +98,7 @@ __global__ void nmr_backward_kernel(NmrBackward<T> p, Pulls pulls, int64_t batch
   for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
     if (!pulls.visible[task]) continue;
     const int64_t image = task / m.n_faces, face = task % m.n_faces;
+    if (!has_vertices(m, face)) continue;  // a caller's own face_index can name any face
     const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
     const int32_t* index = p.face_index + image * pixels;
     const T* grad = p.grad_mask + image * pixels;

@@ -98,13 +98,14 @@ class FaceCache {
     std::fill_n(id_, kSlots, int64_t(-1));
   }
 
-  const Face<T>& operator[](int64_t id) {  // of a face that has drawn a pixel
+  // Null for a face that cannot have drawn a pixel, which only a caller's own face_index can name.
+  const Face<T>* find(int64_t id) {
     const int64_t slot = id % kSlots;
     if (id_[slot] != id) {
-      setup_face(mesh_, options_, verts_, id, face_[slot]);
+      is_drawn_[slot] = setup_face(mesh_, options_, verts_, id, face_[slot]);
       id_[slot] = id;
     }
-    return face_[slot];
+    return is_drawn_[slot] ? &face_[slot] : nullptr;
   }
 
  private:
@@ -113,6 +114,7 @@ class FaceCache {
   const RasterOptions<T>& options_;
   const T* verts_;
   int64_t id_[kSlots];
+  bool is_drawn_[kSlots];
   Face<T> face_[kSlots];
 };
 
@@ -129,7 +131,7 @@ void write_bary(const Canvas<T>& c, FaceCache<T>& faces, const typename Canvas<T
     }
     int end = x + 1;
     while (end < width && ids[end] == id) ++end;
-    const Face<T>& f = faces[id];
+    const Face<T>& f = *faces.find(id);
     const T row[3] = {edge_row(f, 0, py), edge_row(f, 1, py), edge_row(f, 2, py)};
     for (; x < end; x += kLanes<T>) {
       const VectorPixels<T> q = pixels_at(f, row, load(c.centre + x));
@@ -194,11 +196,13 @@ void rasterize_backward(const RasterBackward<T>& p, int64_t image) {
       const T* g = p.grad_bary + 3 * pixel;
       const T gd = p.grad_depth[pixel];
       if (g[0] == 0 && g[1] == 0 && g[2] == 0 && gd == 0) continue;
+      const Face<T>* f = faces.find(face);
+      if (!f) continue;
       const int32_t* ids = m.faces + 3 * static_cast<int64_t>(face);
       const int64_t at[3] = {3 * static_cast<int64_t>(ids[0]), 3 * static_cast<int64_t>(ids[1]),
                              3 * static_cast<int64_t>(ids[2])};
       T grad[9] = {};
-      interpolate_backward(faces[face], p.options.perspective, verts + at[0], verts + at[1], verts + at[2],
+      interpolate_backward(*f, p.options.perspective, verts + at[0], verts + at[1], verts + at[2],
                            static_cast<T>(x) + T(0.5), static_cast<T>(y) + T(0.5), g, gd, grad);
       for (int k = 0; k < 9; ++k) grad_verts[at[k / 3] + k % 3] += grad[k];
     }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 
+#include "common/face_ids.h"
 #include "common/tensor_checks.h"
 #include "raster/raster.h"
 
@@ -35,7 +36,7 @@ struct RasterMeshTensors {
     STD_TORCH_CHECK(faces.size(0) <= std::numeric_limits<int32_t>::max(), op, ": faces has too many rows");
     verts_px = torch::stable::contiguous(verts_px);
     if (!faces.is_cuda()) check_face_range(op);  // a CUDA kernel skips such faces instead of making the host wait
-    faces = torch::stable::contiguous(is_long ? torch::stable::to(faces, ScalarType::Int) : faces);
+    faces = narrow_ids(faces);
   }
 
   template <typename T>

@@ -85,14 +85,6 @@ __device__ void scan_visibility(const VisibilityBackward<T>& p, const ScanLines&
   for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
 }
 
-// On this device nobody has looked at the ids before.
-template <typename T>
-__device__ bool has_vertices(const RasterMesh<T>& m, int64_t face) {
-  for (int k = 0; k < 3; ++k)
-    if (m.faces[3 * face + k] < 0 || m.faces[3 * face + k] >= m.n_verts) return false;
-  return true;
-}
-
 template <typename T>
 __global__ void visibility_backward_kernel(VisibilityBackward<T> p, ScanLines rows, ScanLines columns,
                                            const uint8_t* visible, int64_t batch, T* grad_faces) {

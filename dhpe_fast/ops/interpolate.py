@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._fake import check_shape
+from dhpe_fast.reference._arguments import describe
 from dhpe_fast.reference.rasterize import Fragments
 
 
@@ -54,10 +56,10 @@ def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments)
     face_index, bary = fragments.face_index, fragments.bary
     for name, value in (("attributes", attributes), ("fragments.bary", bary)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
+            raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
     for name, value in (("faces", faces), ("fragments.face_index", face_index)):
         if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name} must be an int32 or int64 tensor, got {_describe(value)}")
+            raise TypeError(f"{name} must be an int32 or int64 tensor, got {describe(value)}")
     if face_index.dtype != torch.int32 or face_index.dim() < 2:
         raise ValueError(
             f"fragments.face_index is {face_index.dtype} {tuple(face_index.shape)}, expected int32 (*batch, H, W)"
@@ -76,17 +78,25 @@ def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments)
             raise ValueError(f"{name} is on {value.device}, attributes on {attributes.device}")
 
 
-def _describe(value: object) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+def _check_shapes(op: str, attributes: Tensor, faces: Tensor, face_index: Tensor, bary: Tensor) -> None:
+    """What csrc/raster/interpolate_tensors.h checks."""
+    check_shape(op, "face_index", face_index, (face_index.shape[0], *face_index.shape[-2:]))
+    n_images = 1 if attributes.shape[0] == 1 else face_index.shape[0]
+    check_shape(op, "attributes", attributes, (n_images, *attributes.shape[-2:]))
+    check_shape(op, "bary", bary, (*face_index.shape, 3))
+    check_shape(op, "faces", faces, (faces.shape[0], 3))
 
 
 @torch.library.register_fake("dhpe_fast::interpolate")
 def _interpolate_fake(attributes, faces, face_index, bary):
+    _check_shapes("interpolate", attributes, faces, face_index, bary)
     return attributes.new_empty(*face_index.shape, attributes.shape[-1])
 
 
 @torch.library.register_fake("dhpe_fast::_interpolate_backward")
 def _interpolate_backward_fake(grad, attributes, faces, face_index, bary):
+    _check_shapes("_interpolate_backward", attributes, faces, face_index, bary)
+    check_shape("_interpolate_backward", "grad", grad, (*face_index.shape, attributes.shape[-1]))
     return attributes.new_empty(face_index.shape[0], *attributes.shape[1:]), bary.new_empty(bary.shape)
 
 

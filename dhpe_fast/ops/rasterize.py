@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
 from dhpe_fast.reference.rasterize import MIN_Z_NEAR, Fragments
 
@@ -85,6 +86,7 @@ def _checked_z_near(z_near: float | None, perspective: bool) -> float | None:
 
 @torch.library.register_fake("dhpe_fast::rasterize")
 def _rasterize_fake(verts_px, faces, height, width, perspective, z_near, cull_backfaces):
+    check_raster_shapes("rasterize", verts_px, faces, height, width)
     n_images = verts_px.shape[0]
     return (
         verts_px.new_empty(n_images, height, width, 3),
@@ -94,7 +96,12 @@ def _rasterize_fake(verts_px, faces, height, width, perspective, z_near, cull_ba
 
 
 @torch.library.register_fake("dhpe_fast::_rasterize_backward")
-def _rasterize_backward_fake(grad_bary, grad_depth, face_index, verts_px, *options):
+def _rasterize_backward_fake(grad_bary, grad_depth, face_index, verts_px, faces, *options):
+    pixels = verts_px.shape[0], *face_index.shape[1:]
+    check_raster_shapes("_rasterize_backward", verts_px, faces, *pixels[1:])
+    check_shape("_rasterize_backward", "grad_bary", grad_bary, (*pixels, 3))
+    check_shape("_rasterize_backward", "grad_depth", grad_depth, pixels)
+    check_shape("_rasterize_backward", "face_index", face_index, pixels)
     return verts_px.new_empty(verts_px.shape)
 
 

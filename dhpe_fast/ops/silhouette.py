@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
 from dhpe_fast.reference.rasterize import MIN_Z_NEAR
 
@@ -50,8 +51,9 @@ def silhouette(
     sum is the union's area, without bias. The gradient is its derivative, which lives where the outline runs:
     edges inside the union, shared by faces side by side or behind others, receive exactly nothing. Where an edge
     lies exactly between two rows or columns of pixels, moving it has one derivative either way; that of moving it
-    down or to the right is taken. Computed in float64 inside. Cost grows with pixels plus contour edges, not with
-    faces times pixels. Use it to refine what already overlaps the target: it descends to the exact optimum.
+    down or to the right is taken. Computed in float64 inside. Cost grows with pixels, faces and contour edges; also
+    with crossings of such edges times those in a row, which is nothing for a surface but seconds for a thousand random
+    triangles as large as the image. Use it to refine what already overlaps the target: the optimum is the exact one.
 
     ``"soft"``: 1 - prod_j (1 - sigmoid(+- d_j^2 / sigma)) over faces j, after Liu et al., "Soft Rasterizer"
     (ICCV 2019); d_j is the distance in pixels from the pixel's centre to the outline of face j, + inside of it,
@@ -123,34 +125,47 @@ _MODES: dict[str, Callable[..., Tensor]] = {"nmr": _nmr, "edge": _edge, "soft": 
 
 @torch.library.register_fake("dhpe_fast::silhouette_nmr")
 def _silhouette_nmr_fake(verts_px, faces, height, width, z_near, fill_back, eps):
+    check_raster_shapes("silhouette_nmr", verts_px, faces, height, width)
     mask = verts_px.new_empty(verts_px.shape[0], height, width)
     return mask, torch.empty_like(mask, dtype=torch.int32)
 
 
 @torch.library.register_fake("dhpe_fast::silhouette_edge")
 def _silhouette_edge_fake(verts_px, faces, height, width, z_near, fill_back):
+    check_raster_shapes("silhouette_edge", verts_px, faces, height, width)
     return verts_px.new_empty(verts_px.shape[0], height, width)
 
 
 @torch.library.register_fake("dhpe_fast::silhouette_soft")
 def _silhouette_soft_fake(verts_px, faces, height, width, z_near, fill_back, sigma):
+    check_raster_shapes("silhouette_soft", verts_px, faces, height, width)
     mask = verts_px.new_empty(verts_px.shape[0], height, width)
     return mask, torch.empty_like(mask)
 
 
 @torch.library.register_fake("dhpe_fast::_silhouette_nmr_backward")
-def _silhouette_nmr_backward_fake(grad_mask, face_index, verts_px, *options):
+def _silhouette_nmr_backward_fake(grad_mask, face_index, verts_px, faces, *options):
+    _check_backward_shapes("_silhouette_nmr_backward", verts_px, faces, face_index=face_index, grad_mask=grad_mask)
     return verts_px.new_empty(verts_px.shape)
 
 
 @torch.library.register_fake("dhpe_fast::_silhouette_edge_backward")
-def _silhouette_edge_backward_fake(grad_mask, verts_px, *options):
+def _silhouette_edge_backward_fake(grad_mask, verts_px, faces, *options):
+    _check_backward_shapes("_silhouette_edge_backward", verts_px, faces, grad_mask=grad_mask)
     return verts_px.new_empty(verts_px.shape)
 
 
 @torch.library.register_fake("dhpe_fast::_silhouette_soft_backward")
-def _silhouette_soft_backward_fake(grad_mask, missed, verts_px, *options):
+def _silhouette_soft_backward_fake(grad_mask, missed, verts_px, faces, *options):
+    _check_backward_shapes("_silhouette_soft_backward", verts_px, faces, grad_mask=grad_mask, missed=missed)
     return verts_px.new_empty(verts_px.shape)
+
+
+def _check_backward_shapes(op: str, verts_px: Tensor, faces: Tensor, **images: Tensor) -> None:
+    pixels = verts_px.shape[0], *next(iter(images.values())).shape[1:]
+    check_raster_shapes(op, verts_px, faces, *pixels[1:])
+    for name, image in images.items():
+        check_shape(op, name, image, pixels)
 
 
 def _setup_nmr(ctx, inputs, output) -> None:

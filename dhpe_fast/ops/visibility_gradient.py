@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch
 
 
@@ -85,13 +86,24 @@ def _check_image(image: Tensor, face_index: Tensor, verts_px: Tensor) -> None:
             raise ValueError(f"{name} is on {value.device}, verts_px on {verts_px.device}")
 
 
+def _check_shapes(op: str, image: Tensor, face_index: Tensor, verts_px: Tensor, faces: Tensor) -> None:
+    """What csrc/raster/visibility_tensors.h checks."""
+    pixels = verts_px.shape[0], *image.shape[1:3]
+    check_raster_shapes(op, verts_px, faces, *pixels[1:])
+    check_shape(op, "image", image, (*pixels, image.shape[-1]))
+    check_shape(op, "face_index", face_index, pixels)
+
+
 @torch.library.register_fake("dhpe_fast::visibility_gradient")
 def _visibility_gradient_fake(image, face_index, verts_px, faces, eps):
-    return torch.empty_like(image)
+    _check_shapes("visibility_gradient", image, face_index, verts_px, faces)
+    return torch.empty_like(image)  # a copy, which keeps the strides
 
 
 @torch.library.register_fake("dhpe_fast::_visibility_gradient_backward")
 def _visibility_gradient_backward_fake(grad, image, face_index, verts_px, faces, eps, deterministic):
+    _check_shapes("_visibility_gradient_backward", image, face_index, verts_px, faces)
+    check_shape("_visibility_gradient_backward", "grad", grad, tuple(image.shape))
     return verts_px.new_empty(verts_px.shape)
 
 
