@@ -99,8 +99,10 @@ def _self_checks() -> Iterator[Finding]:
     if torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key("dhpe_fast::lbs", "CUDA"):
         devices.append("cuda")
     for device in devices:
-        for name, check in (("lbs", _check_lbs), ("rasterize", _check_rasterize), ("silhouette", _check_silhouette)):
+        for name, check in (("lbs", _check_lbs), ("rasterize", _check_rasterize)):
             yield check(f"{name} on {device}", torch.device(device))
+        for mode in ("nmr", "edge"):
+            yield _check_silhouette(f"silhouette ({mode}) on {device}", torch.device(device), mode)
 
 
 def _check_lbs(name: str, device: torch.device) -> Finding:
@@ -113,14 +115,14 @@ def _check_lbs(name: str, device: torch.device) -> Finding:
     return _compare(name, (pose, betas), lambda op, *x: torch.cat(op(*x, basis), dim=1), ops.lbs, reference.lbs)
 
 
-def _check_silhouette(name: str, device: torch.device) -> Finding:
+def _check_silhouette(name: str, device: torch.device, mode: str) -> Finding:
     from dhpe_fast import ops, reference
 
     model = _model(device)
     return _compare(
         name,
         (_view(model),),
-        lambda op, verts_px: op(verts_px, model.faces, _IMAGE_SIZE),
+        lambda op, verts_px: op(verts_px, model.faces, _IMAGE_SIZE, mode=mode),
         ops.silhouette,
         reference.silhouette,
     )

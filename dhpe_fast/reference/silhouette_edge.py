@@ -18,7 +18,8 @@ def edge_silhouette(
     """One mesh's coverage; autograd differentiates it.
 
     The plane is cut into slabs at every row of pixels, every vertex and every crossing of two edges. Within a slab the
-    union consists of trapezoids between edges, found by counting faces from left to right.
+    union consists of trapezoids between edges, found by counting faces from left to right. The gradient of an edge that
+    is exactly horizontal goes to one of its ends, since it bounds no trapezoid of its own; the op shares it out.
     """
     xy = verts_px[:, :2].double()
     ends, jump = _contour(verts_px, faces, z_near, fill_back)
