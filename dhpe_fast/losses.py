@@ -8,14 +8,20 @@ from torch import Tensor
 from dhpe_fast.ops import silhouette
 
 
-def silhouette_loss(
+def silhouette_iou_loss(
     verts_px: Tensor,  # (*batch, V, 3) x, y in pixels of the mask, z away from the camera
     faces: Tensor,  # (F, 3)
     mask: Tensor,  # (*batch, H, W) in [0, 1]
 ) -> Tensor:
-    """Squared difference of the rendered silhouette and the mask, summed over pixels (Eq. 9): (*batch,) pixels."""
-    rendered = silhouette(verts_px, faces, tuple(mask.shape[-2:]))
-    return (rendered - mask).square().sum((-2, -1))
+    """1 - IoU of the rendered silhouette and the mask: (*batch,) in [0, 1].
+
+    Anti-aliased, with its exact gradient (``silhouette(mode="edge")``). Bounded, unlike a sum over pixels: a mask that
+    shows little of the hand has little to say.
+    """
+    rendered = silhouette(verts_px, faces, tuple(mask.shape[-2:]), mode="edge")
+    both = (rendered * mask).sum((-2, -1))
+    either = rendered.sum((-2, -1)) + mask.sum((-2, -1)) - both
+    return 1 - both / either.clamp_min(1.0)
 
 
 def laplacian_loss(

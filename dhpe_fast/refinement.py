@@ -19,8 +19,7 @@ from dhpe_fast.conventions import N_POSE, N_SHAPE
 from dhpe_fast.hand.kinematics import RestSkeleton, pose_skeleton, skeleton_jacobian
 from dhpe_fast.hand.model import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
-from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_loss
-from dhpe_fast.ops import silhouette
+from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_iou_loss
 from dhpe_fast.projection import CropCamera
 from dhpe_fast.rotation import axis_angle_to_matrix
 
@@ -35,12 +34,6 @@ MAX_DAMPING = 1e3
 
 MAX_CAMERA_STEP = 0.5
 """Longest change of a rotation or camera parameter in one step: radians, log scale, crop units, metres."""
-
-NMR_GRADIENT_EXCESS = 16.0
-"""How much Kato et al.'s gradient of a hand's silhouette exceeds the true change of its area per displacement.
-
-It points the right way, but adds up every mismatched pixel of a row, for every edge the row crosses: 15 to 30 times
-too much for meshes of a hand's density. A Newton step needs the length right, so the solver divides by this."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Weights:
     """Betas beyond this are outside of what the shape space was made for ..."""
     beta_limit_sigma: float = 0.2
     """... with this standard deviation."""
-    silhouette: float = 100.0
+    silhouette: float = 500.0
     """Per unit of 1 - IoU."""
     laplacian: float = 1.0
     """Per unit of the template's own Laplacian."""
@@ -234,17 +227,8 @@ class Objective:
             size = mask.shape[-1]
             verts_px = torch.cat([(verts[..., :2] + 1) * (0.5 * size), verts[..., 2:]], dim=-1)
             target = mask.to(dtype).expand(len(verts_px), -1, -1)
-            difference = silhouette_loss(verts_px, model.faces, target)
-            # 1 - IoU: bounded, so that a mask that shows little of the hand cannot outvote the joints. The union is
-            # (difference + both areas) / 2, and only the difference carries the gradient.
-            union = 0.5 * (difference.detach() + target.sum((1, 2)) + self._drawn_area(verts_px, size))
-            outline = self.weights.silhouette * difference / union.clamp_min(1.0)
-            energy = energy + _Rescaled.apply(outline, 1 / NMR_GRADIENT_EXCESS)
+            energy = energy + self.weights.silhouette * silhouette_iou_loss(verts_px, model.faces, target)
         return energy.to(state.pose.dtype), mesh.joints_m.to(state.pose.dtype)
-
-    def _drawn_area(self, verts_px: Tensor, size: int) -> Tensor:  # (B,) pixels
-        with torch.no_grad():
-            return silhouette(verts_px, self.model.faces, size).sum((1, 2))
 
     def _mesh_gradient(self, state: HandState) -> tuple[Tensor, Tensor, Tensor]:
         """Energy (B,) of the mesh terms, its gradient (B, 61) by the local parameters, and the joints."""
@@ -254,19 +238,6 @@ class Objective:
             energy, joints_m = self._mesh_terms(state.moved(local))
             (gradient,) = torch.autograd.grad(energy.sum(), local)
         return energy.detach(), gradient, joints_m.detach()
-
-
-class _Rescaled(torch.autograd.Function):
-    """The identity, with a gradient that is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
 
 
 def refine(

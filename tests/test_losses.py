@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_loss
+from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_iou_loss
 
 
 def test_laplacian_of_a_square_by_hand():
@@ -46,11 +46,19 @@ def test_laplacian_loss_is_the_mean_length_and_ignores_rigid_motion():
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_silhouette_loss_counts_pixels_that_differ(batch):
-    """A 4 x 4 square of two triangles against a mask two columns further right: 8 pixels wrong on each side."""
+def test_silhouette_iou_loss_of_two_squares(batch):
+    """A 4 x 4 square of two triangles against a mask two columns further right: 8 pixels of 24 in common."""
     square = torch.tensor([[2.0, 2, 1], [6, 2, 1], [6, 6, 1], [2, 6, 1]], dtype=torch.float64)
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
     mask = torch.zeros(8, 10, dtype=torch.float64)
     mask[2:6, 4:8] = 1
-    loss = silhouette_loss(square.expand(*batch, 4, 3), faces, mask.expand(*batch, 8, 10))
-    torch.testing.assert_close(loss, torch.full(batch, 16.0, dtype=torch.float64))
+    loss = silhouette_iou_loss(square.expand(*batch, 4, 3), faces, mask.expand(*batch, 8, 10))
+    torch.testing.assert_close(loss, torch.full(batch, 1 - 8 / 24, dtype=torch.float64))
+
+
+def test_silhouette_iou_loss_outside_of_the_image_is_one_and_has_no_gradient():
+    square = torch.tensor([[-9.0, 2, 1], [-5, 2, 1], [-5, 6, 1]], dtype=torch.float64, requires_grad=True)
+    loss = silhouette_iou_loss(square, torch.tensor([[0, 1, 2]]), torch.ones(4, 4, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(loss, square)
+    assert loss.item() == 1
+    assert not gradient.any()
