@@ -233,5 +233,6 @@ def test_errors_name_the_argument(change, error, message):
     face_index = change.get("face_index", torch.zeros(4, 4, dtype=torch.int32))
     seen = ops.Fragments(face_index, change.get("bary", torch.zeros(4, 4, 3)), torch.zeros(4, 4))
     attributes = change.get("attributes", torch.zeros(3, 2))
-    with pytest.raises(error, match=message):
-        ops.interpolate(attributes, change.get("faces", torch.tensor([[0, 1, 2]])), seen)
+    for implementation in (ops.interpolate, reference.interpolate):
+        with pytest.raises(error, match=message):
+            implementation(attributes, change.get("faces", torch.tensor([[0, 1, 2]])), seen)

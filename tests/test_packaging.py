@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import subprocess
 import sys
 from importlib import metadata, resources
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dhpe_fast
+from dhpe_fast import ops
 from dhpe_fast.ops import _library
 
 
@@ -84,6 +88,45 @@ def test_a_missing_compiled_module_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "dhpe_fast._C", None)
     with pytest.raises(ImportError, match=r"compiled module could not be loaded.*pip install"):
         _library._load_cpu()
+
+
+def test_a_cuda_library_that_cannot_be_opened_leaves_the_cpu_kernels(monkeypatch, tmp_path):
+    """The import goes on; the reason is kept for whoever asks for CUDA."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_library.build, "__file__", str(tmp_path / "_C.so"))
+    assert _library._load_cuda() == "dhpe-fast was built without nvcc"
+    (tmp_path / "_cuda.so").write_bytes(b"no library")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))  # where no libtorch_cuda.so is
+    assert re.match(r"dhpe-fast's CUDA library could not be loaded \(.*libtorch_cuda\.so", _library._load_cuda())
+    really_open = ctypes.CDLL
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda path, *mode, **modes: "libtorch" in str(path) or really_open(path, *mode, **modes)
+    )
+    assert re.match(r"dhpe-fast's CUDA library could not be loaded \(.*_cuda\.so", _library._load_cuda())
+
+
+@pytest.mark.parametrize("reason", ["this torch is a CPU build", "dhpe-fast was built without nvcc"])
+def test_a_cuda_tensor_without_kernels_is_answered_with_the_remedy(monkeypatch, reason):
+    """Instead of torch's "Could not run ... with arguments from the 'CUDA' backend"."""
+    monkeypatch.setattr(_library, "cuda_missing_because", reason)
+    with FakeTensorMode():  # gives CUDA tensors where there is no device
+        verts, faces = torch.zeros(3, 3, device="cuda"), torch.zeros(1, 3, dtype=torch.int64, device="cuda")
+        image, index = torch.zeros(4, 4, 1, device="cuda"), torch.zeros(4, 4, dtype=torch.int32, device="cuda")
+        pose, betas = torch.zeros(2, 1, 3, device="cuda"), torch.zeros(2, 0, device="cuda")
+        shapes = ((5, 3), (0, 5, 3), (0, 5, 3), (1, 3), (0, 1, 3), (5, 1), (5, 1), (1,))
+        basis = ops.LbsBasis(*(torch.zeros(shape, device="cuda") for shape in shapes))
+        calls = {
+            "verts_px": lambda: ops.rasterize(verts, faces, 4),
+            "verts_px ": lambda: ops.silhouette(verts, faces, 4),
+            "verts_px  ": lambda: ops.visibility_gradient(image, index, verts, faces),
+            "attributes": lambda: ops.interpolate(verts, faces, ops.Fragments(index, image.expand(4, 4, 3), index)),
+            "pose": lambda: ops.lbs(pose, betas, basis),
+        }
+        for name, call in calls.items():
+            with pytest.raises(
+                _library.BuildError, match=f"{name.strip()} is on cuda:0, .* {reason}: .*DHPE_CUDA=ON pip"
+            ):
+                call()
 
 
 def test_the_cuda_library_may_lie_beside_a_torch_without_cuda(monkeypatch):

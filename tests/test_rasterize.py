@@ -17,6 +17,7 @@ from meshes import jittered_grid, soup, sphere
 
 from dhpe_fast import ops, reference
 from dhpe_fast.ops import _library
+from dhpe_fast.reference import _arguments
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-11, "atol": 1e-12}}
 
@@ -379,7 +380,8 @@ def test_op_and_twin_have_one_signature_and_the_same_limits():
     twin = sys.modules["dhpe_fast.reference.rasterize"]
     assert _library.build.max_coordinate_px == twin.MAX_COORDINATE_PX
     assert _library.build.max_depth == twin.MAX_DEPTH
-    assert _library.build.min_z_near == twin.MIN_Z_NEAR
+    assert _library.build.min_z_near == _arguments.MIN_Z_NEAR
+    assert _library.build.max_image_size == _arguments.MAX_IMAGE_SIZE
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -522,12 +524,24 @@ def test_every_instruction_set_draws_the_same_bits(tmp_path):
         ),
         ({"perspective": True, "z_near": float("nan")}, ValueError, "z_near is nan"),
         ({"z_near": float("inf")}, ValueError, "z_near is inf"),
+        ({"z_near": "1"}, TypeError, "z_near must be a number, got str"),
+        ({"z_near": True}, TypeError, "z_near must be a number, got bool"),
+        ({"z_near": torch.ones(2)}, TypeError, "z_near must be a number, got a torch.float32 tensor"),
+        ({"image_size": True}, TypeError, "image_size must be an int or .* got True"),
+        ({"image_size": (4, False)}, TypeError, "image_size must be an int"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
     arguments = {"verts_px": torch.zeros(3, 3), "faces": torch.tensor([[0, 1, 2]]), "image_size": 4, **change}
     with pytest.raises(error, match=message):
         ops.rasterize(**arguments)
+    with pytest.raises(error, match=message):
+        reference.rasterize(**arguments)
+
+
+@pytest.mark.parametrize("side", [np.int64(7), np.int32(7), (np.int64(7), 7)])
+def test_integers_of_numpy_are_image_sizes(rasterize, side):
+    assert rasterize(two_covering(1, 2), TWO_COVERING, side).face_index.shape == (7, 7)
 
 
 coordinate = st.one_of(

@@ -140,5 +140,6 @@ def test_deterministic_algorithms_give_the_same_gradient_twice(device):
     ],
 )
 def test_errors_name_the_argument(texture, uv, face_index, error, message):
-    with pytest.raises(error, match=message):
-        ops.sample_texture(texture, uv, face_index)
+    for implementation in (ops.sample_texture, reference.sample_texture):
+        with pytest.raises(error, match=message):
+            implementation(texture, uv, face_index)

@@ -418,12 +418,18 @@ def test_results_do_not_depend_on_the_number_of_threads():
         ({"z_near": 0.0}, ValueError, "z_near is 0.0"),
         ({"eps": 0.0}, ValueError, "eps is 0.0, expected a positive number"),
         ({"eps": float("nan")}, ValueError, "eps is nan"),
+        ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
+        ({"z_near": [1.0]}, TypeError, "z_near must be a number, got list"),
+        ({"sigma": "1"}, TypeError, "sigma must be a number, got str"),
+        ({"image_size": True}, TypeError, "image_size must be an int or .* got True"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
     arguments = {"verts_px": torch.zeros(3, 3), "faces": torch.tensor([[0, 1, 2]]), "image_size": 4, **change}
     with pytest.raises(error, match=message):
         ops.silhouette(**arguments)
+    with pytest.raises(error, match=message):
+        reference.silhouette(**arguments)
 
 
 coordinate = st.one_of(

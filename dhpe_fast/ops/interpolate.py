@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
 from dhpe_fast.ops._fake import check_shape
-from dhpe_fast.reference._arguments import describe
+from dhpe_fast.ops._library import check_kernels
+from dhpe_fast.reference.interpolate import check_interpolation
 from dhpe_fast.reference.rasterize import Fragments
 
 
@@ -35,6 +35,7 @@ def interpolate(
         TypeError: an argument has the wrong type or dtype. ValueError: shapes, dtypes or devices do not fit.
     """
     check_interpolation(attributes, faces, fragments)
+    check_kernels("attributes", attributes)
     face_index, bary = fragments.face_index, fragments.bary
     batch, (height, width) = face_index.shape[:-2], face_index.shape[-2:]
     dtype = attributes.dtype
@@ -49,33 +50,6 @@ def interpolate(
         bary.reshape(n_images, height, width, 3),
     )
     return image.reshape(*batch, height, width, attributes.shape[-1]).to(dtype)
-
-
-def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:
-    """Raises TypeError or ValueError unless the three belong together."""
-    face_index, bary = fragments.face_index, fragments.bary
-    for name, value in (("attributes", attributes), ("fragments.bary", bary)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
-    for name, value in (("faces", faces), ("fragments.face_index", face_index)):
-        if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name} must be an int32 or int64 tensor, got {describe(value)}")
-    if face_index.dtype != torch.int32 or face_index.dim() < 2:
-        raise ValueError(
-            f"fragments.face_index is {face_index.dtype} {tuple(face_index.shape)}, expected int32 (*batch, H, W)"
-        )
-    if bary.shape != (*face_index.shape, 3):
-        raise ValueError(f"fragments.bary has shape {tuple(bary.shape)}, expected {(*face_index.shape, 3)}")
-    batch = tuple(face_index.shape[:-2])
-    if attributes.dim() < 2 or (attributes.dim() > 2 and tuple(attributes.shape[:-2]) != batch):
-        raise ValueError(f"attributes has shape {tuple(attributes.shape)}, expected (V, C) or {(*batch, 'V', 'C')}")
-    if faces.dim() != 2 or faces.shape[-1] != 3:
-        raise ValueError(f"faces has shape {tuple(faces.shape)}, expected (F, 3)")
-    if bary.dtype != attributes.dtype:
-        raise ValueError(f"attributes is {attributes.dtype}, fragments.bary {bary.dtype}: they must agree")
-    for name, value in (("faces", faces), ("fragments.face_index", face_index), ("fragments.bary", bary)):
-        if value.device != attributes.device:
-            raise ValueError(f"{name} is on {value.device}, attributes on {attributes.device}")
 
 
 def _check_shapes(op: str, attributes: Tensor, faces: Tensor, face_index: Tensor, bary: Tensor) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
-from dhpe_fast.reference.rasterize import MIN_Z_NEAR, Fragments
+from dhpe_fast.reference._arguments import checked_z_near
+from dhpe_fast.reference.rasterize import Fragments
 
 
 def rasterize(
@@ -59,7 +58,7 @@ def rasterize(
     """
     check_mesh(verts_px, faces)
     height, width = image_height_width(image_size)
-    z_near = _checked_z_near(z_near, perspective)
+    z_near = checked_z_near(z_near, perspective)
     try:
         bary, depth, face_index = torch.ops.dhpe_fast.rasterize(
             flatten_batch(verts_px), faces, height, width, perspective, z_near, cull_backfaces
@@ -73,15 +72,6 @@ def rasterize(
         bary.reshape(*batch, height, width, 3).to(verts_px.dtype),
         depth.reshape(*batch, height, width).to(verts_px.dtype),
     )
-
-
-def _checked_z_near(z_near: float | None, perspective: bool) -> float | None:
-    if z_near is None:
-        return MIN_Z_NEAR if perspective else None
-    if not math.isfinite(z_near) or (perspective and z_near < MIN_Z_NEAR):
-        accepted = f"a number of at least {MIN_Z_NEAR:g}" if perspective else "a finite number"
-        raise ValueError(f"z_near is {z_near}, expected {accepted} or None")
-    return float(z_near)
 
 
 @torch.library.register_fake("dhpe_fast::rasterize")

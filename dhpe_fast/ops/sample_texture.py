@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from dhpe_fast import reference
+from dhpe_fast.reference.sample_texture import check_texture
 
 
 def sample_texture(
@@ -33,7 +34,7 @@ def sample_texture(
     Raises:
         TypeError: an argument has the wrong type or dtype. ValueError: shapes, dtypes or devices do not fit.
     """
-    _check_arguments(texture, uv, face_index)
+    check_texture(texture, uv, face_index)
     if texture.is_cuda and torch.are_deterministic_algorithms_enabled():
         return reference.sample_texture(texture, uv, face_index)
     batch, (height, width) = uv.shape[:-3], uv.shape[-3:-1]
@@ -49,25 +50,3 @@ def sample_texture(
     colors = grid_sample(texels.permute(0, 3, 1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False)
     colors = colors.permute(0, 2, 3, 1).reshape(*batch, height, width, n_channels).to(texture.dtype)
     return colors if face_index is None else torch.where((face_index >= 0)[..., None], colors, 0)
-
-
-def _check_arguments(texture: Tensor, uv: Tensor, face_index: Tensor | None) -> None:
-    for name, value in (("texture", texture), ("uv", uv)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {given}")
-    if uv.dim() < 3 or uv.shape[-1] != 2:
-        raise ValueError(f"uv has shape {tuple(uv.shape)}, expected (*batch, H, W, 2)")
-    batch = tuple(uv.shape[:-3])
-    if texture.dim() < 3 or (texture.dim() > 3 and tuple(texture.shape[:-3]) != batch):
-        accepted = f"(Ht, Wt, C) or {(*batch, 'Ht', 'Wt', 'C')}"
-        raise ValueError(f"texture has shape {tuple(texture.shape)}, expected {accepted}")
-    if 0 in texture.shape[-3:-1]:
-        raise ValueError(f"texture has shape {tuple(texture.shape)}: it holds no texel")
-    if texture.dtype != uv.dtype:
-        raise ValueError(f"texture is {texture.dtype}, uv {uv.dtype}: they must agree")
-    if face_index is not None and face_index.shape != uv.shape[:-1]:
-        raise ValueError(f"face_index has shape {tuple(face_index.shape)}, expected {tuple(uv.shape[:-1])}")
-    for name, value in (("uv", uv), ("face_index", face_index)):
-        if value is not None and value.device != texture.device:
-            raise ValueError(f"{name} is on {value.device}, texture on {texture.device}")

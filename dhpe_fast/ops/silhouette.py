@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,10 +11,7 @@ from torch import Tensor
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
-from dhpe_fast.reference.rasterize import MIN_Z_NEAR
-
-MIN_SIGMA, MAX_SIGMA = 1e-6, 1e6
-"""Square pixels; beyond, float32 has no room for the squares of distances."""
+from dhpe_fast.reference._arguments import checked_eps, checked_sigma, checked_z_near
 
 
 def silhouette(
@@ -86,13 +82,8 @@ def silhouette(
     height, width = image_height_width(image_size)
     if mode not in _MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, _MODES))}")
-    if z_near is not None and not (math.isfinite(z_near) and z_near >= MIN_Z_NEAR):
-        raise ValueError(f"z_near is {z_near}, expected a number of at least {MIN_Z_NEAR:g} or None")
-    if not (math.isfinite(eps) and eps > 0):
-        raise ValueError(f"eps is {eps}, expected a positive number")
-    if not MIN_SIGMA <= sigma <= MAX_SIGMA:
-        raise ValueError(f"sigma is {sigma}, expected {MIN_SIGMA:g} to {MAX_SIGMA:g}")
-    options = _Options(z_near, fill_back, eps, float(sigma))
+    z_near = None if z_near is None else checked_z_near(z_near, perspective=True)
+    options = _Options(z_near, fill_back, checked_eps(eps), checked_sigma(sigma))
     try:
         mask = _MODES[mode](flatten_batch(verts_px), faces, (height, width), options)
     except RuntimeError:

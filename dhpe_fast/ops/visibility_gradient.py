@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
 from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch
+from dhpe_fast.reference._arguments import checked_eps
+from dhpe_fast.reference.visibility_gradient import check_image
 
 
 def visibility_gradient(
@@ -49,9 +49,8 @@ def visibility_gradient(
             an index in faces is out of range.
     """
     check_mesh(verts_px, faces)
-    _check_image(image, face_index, verts_px)
-    if not (math.isfinite(eps) and eps > 0):
-        raise ValueError(f"eps is {eps}, expected a positive number")
+    check_image(image, face_index, verts_px)
+    eps = checked_eps(eps)
     flat = flatten_batch(verts_px)
     n_images, (height, width, n_channels) = flat.shape[0], image.shape[-3:]
     try:
@@ -66,24 +65,6 @@ def visibility_gradient(
         check_face_range(faces, verts_px.shape[-2])
         raise
     return attached.reshape(image.shape).to(image.dtype)
-
-
-def _check_image(image: Tensor, face_index: Tensor, verts_px: Tensor) -> None:
-    batch = tuple(verts_px.shape[:-2])
-    if not isinstance(image, Tensor) or image.dtype != verts_px.dtype:
-        given = f"a {image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image must be a tensor of the dtype of verts_px, {verts_px.dtype}, got {given}")
-    if not isinstance(face_index, Tensor) or face_index.dtype != torch.int32:
-        given = f"a {face_index.dtype} tensor" if isinstance(face_index, Tensor) else type(face_index).__name__
-        raise TypeError(f"face_index must be an int32 tensor, got {given}")
-    if image.dim() < 3 or tuple(image.shape[:-3]) != batch or image.shape[-1] > 64:
-        accepted = f"{(*batch, 'H', 'W', 'C')} with C of up to 64"
-        raise ValueError(f"image has shape {tuple(image.shape)}, expected {accepted}")
-    if face_index.shape != image.shape[:-1]:
-        raise ValueError(f"face_index has shape {tuple(face_index.shape)}, expected {tuple(image.shape[:-1])}")
-    for name, value in (("image", image), ("face_index", face_index)):
-        if value.device != verts_px.device:
-            raise ValueError(f"{name} is on {value.device}, verts_px on {verts_px.device}")
 
 
 def _check_shapes(op: str, image: Tensor, face_index: Tensor, verts_px: Tensor, faces: Tensor) -> None:

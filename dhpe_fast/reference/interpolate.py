@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dhpe_fast.reference._arguments import describe
 from dhpe_fast.reference.rasterize import Fragments
 
 
@@ -14,6 +15,7 @@ def interpolate(
     fragments: Fragments,  # of (*batch, H, W) pixels
 ) -> Tensor:  # (*batch, H, W, C)
     """Draws attributes of vertices; the twin of :func:`dhpe_fast.ops.interpolate`, where the contract is written."""
+    check_interpolation(attributes, faces, fragments)
     batch, (height, width) = fragments.face_index.shape[:-2], fragments.face_index.shape[-2:]
     n_channels = attributes.shape[-1]
     if attributes.dim() == 2:
@@ -28,3 +30,30 @@ def interpolate(
     seen = (bary[..., None] * corners).sum(1).to(attributes.dtype)
     out = attributes.new_zeros(batch.numel(), height, width, n_channels).index_put((image, row, column), seen)
     return out.reshape(*batch, height, width, n_channels)
+
+
+def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:
+    """Raises TypeError or ValueError unless the three belong together."""
+    face_index, bary = fragments.face_index, fragments.bary
+    for name, value in (("attributes", attributes), ("fragments.bary", bary)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
+    for name, value in (("faces", faces), ("fragments.face_index", face_index)):
+        if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be an int32 or int64 tensor, got {describe(value)}")
+    if face_index.dtype != torch.int32 or face_index.dim() < 2:
+        raise ValueError(
+            f"fragments.face_index is {face_index.dtype} {tuple(face_index.shape)}, expected int32 (*batch, H, W)"
+        )
+    if bary.shape != (*face_index.shape, 3):
+        raise ValueError(f"fragments.bary has shape {tuple(bary.shape)}, expected {(*face_index.shape, 3)}")
+    batch = tuple(face_index.shape[:-2])
+    if attributes.dim() < 2 or (attributes.dim() > 2 and tuple(attributes.shape[:-2]) != batch):
+        raise ValueError(f"attributes has shape {tuple(attributes.shape)}, expected (V, C) or {(*batch, 'V', 'C')}")
+    if faces.dim() != 2 or faces.shape[-1] != 3:
+        raise ValueError(f"faces has shape {tuple(faces.shape)}, expected (F, 3)")
+    if bary.dtype != attributes.dtype:
+        raise ValueError(f"attributes is {attributes.dtype}, fragments.bary {bary.dtype}: they must agree")
+    for name, value in (("faces", faces), ("fragments.face_index", face_index), ("fragments.bary", bary)):
+        if value.device != attributes.device:
+            raise ValueError(f"{name} is on {value.device}, attributes on {attributes.device}")

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dhpe_fast.reference._arguments import check_face_range, check_mesh, checked_z_near, image_height_width
+
 MAX_COORDINATE_PX = 2.0**24
 """A face with a vertex farther out draws nothing: float32 no longer resolves pixels there."""
 MAX_DEPTH = 1e12
-MIN_Z_NEAR = 1e-6
-"""The least and the default distance at which a perspective view sees."""
 _PIXELS_PER_CHUNK = 1 << 21
 
 
@@ -49,9 +49,10 @@ def rasterize(
     Every pixel is tested against every face. Which face a pixel sees is found without gradients; barycentrics
     and depth are then computed once more from the chosen face, differentiably.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if perspective and z_near is None:
-        z_near = MIN_Z_NEAR
+    check_mesh(verts_px, faces)
+    check_face_range(faces, verts_px.shape[-2])
+    height, width = image_height_width(image_size)
+    z_near = checked_z_near(z_near, perspective)
     batch = verts_px.shape[:-2]
     work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
     images = [

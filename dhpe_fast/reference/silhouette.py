@@ -8,6 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dhpe_fast.reference._arguments import (
+    check_face_range,
+    check_mesh,
+    checked_eps,
+    checked_sigma,
+    checked_z_near,
+    image_height_width,
+)
 from dhpe_fast.reference.rasterize import rasterize
 from dhpe_fast.reference.silhouette_edge import edge_silhouette
 from dhpe_fast.reference.silhouette_soft import soft_silhouette
@@ -29,7 +37,11 @@ def silhouette(
     """Draws a mesh's mask; the twin of :func:`dhpe_fast.ops.silhouette`, where the contract is written."""
     if mode not in ("nmr", "edge", "soft"):
         raise ValueError(f"mode is {mode!r}, expected one of 'nmr', 'edge', 'soft'")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    check_mesh(verts_px, faces)
+    check_face_range(faces, verts_px.shape[-2])
+    height, width = image_height_width(image_size)
+    z_near = None if z_near is None else checked_z_near(z_near, perspective=True)
+    eps, sigma = checked_eps(eps), checked_sigma(sigma)
     work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
     flat = work.reshape(verts_px.shape[:-2].numel(), *verts_px.shape[-2:])
     if mode == "nmr":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dhpe_fast.reference._arguments import check_face_range, check_mesh, checked_eps, describe
+
 _VALUES_PER_CHUNK = 1 << 22
 
 
@@ -17,6 +19,10 @@ def visibility_gradient(
     eps: float = 1e-4,
 ) -> Tensor:  # (*batch, H, W, C)
     """The twin of :func:`dhpe_fast.ops.visibility_gradient`, where the contract is written."""
+    check_mesh(verts_px, faces)
+    check_image(image, face_index, verts_px)
+    check_face_range(faces, verts_px.shape[-2])
+    eps = checked_eps(eps)
     work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
     n_images = verts_px.shape[:-2].numel()
     attached = _Attach.apply(
@@ -27,6 +33,23 @@ def visibility_gradient(
         eps,
     )
     return attached.reshape(image.shape).to(image.dtype)
+
+
+def check_image(image: Tensor, face_index: Tensor, verts_px: Tensor) -> None:
+    """Raises TypeError or ValueError unless the image belongs to the vertices."""
+    batch = tuple(verts_px.shape[:-2])
+    if not isinstance(image, Tensor) or image.dtype != verts_px.dtype:
+        raise TypeError(f"image must be a tensor of the dtype of verts_px, {verts_px.dtype}, got {describe(image)}")
+    if not isinstance(face_index, Tensor) or face_index.dtype != torch.int32:
+        raise TypeError(f"face_index must be an int32 tensor, got {describe(face_index)}")
+    if image.dim() < 3 or tuple(image.shape[:-3]) != batch or image.shape[-1] > 64:
+        accepted = f"{(*batch, 'H', 'W', 'C')} with C of up to 64"
+        raise ValueError(f"image has shape {tuple(image.shape)}, expected {accepted}")
+    if face_index.shape != image.shape[:-1]:
+        raise ValueError(f"face_index has shape {tuple(face_index.shape)}, expected {tuple(image.shape[:-1])}")
+    for name, value in (("image", image), ("face_index", face_index)):
+        if value.device != verts_px.device:
+            raise ValueError(f"{name} is on {value.device}, verts_px on {verts_px.device}")
 
 
 class _Attach(torch.autograd.Function):
