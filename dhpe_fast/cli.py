@@ -212,6 +212,10 @@ def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: l
             for index, one in enumerate(hands):
                 name = stem if len(hands) == 1 else f"{stem}_{index}"
                 _save(one, pixels, job.output / name, suffixes)
+                off_px, of_box = one.residuals["joints2d_px"], 100 * one.residuals["joints2d_box"]
+                typer.echo(
+                    f"{name}: {one.side} hand, joints off by {off_px:.2f} px on average ({of_box:.1f} % of the hand)"
+                )
             if not hands:
                 failures.append((image, "no hand was found"))
         except ImportError:  # what is not installed is missing for every picture

@@ -15,7 +15,7 @@ from dhpe_fast.image import read_image
 Side = Literal["right", "left"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HandFit:
     """A fitted hand. Tensors are float32, detached, on the device of the fit; the image frame is OpenCV's."""
 
@@ -54,6 +54,10 @@ class HandFit:
     iterations: int
     """Steps of the final refinement."""
     converged: bool
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name}={value:.4g}" for name, value in self.residuals.items())
+        return f"HandFit(side={self.side!r}, {found}, iterations={self.iterations}, converged={self.converged})"
 
     @property
     def verts2d_px(self) -> Tensor:

@@ -21,6 +21,7 @@ import trimesh
 from torch import Tensor
 
 from dhpe_fast.conventions import H_LAYOUT, JOINT_ORDERS, N_JOINTS_STD, joint_permutation
+from dhpe_fast.shading import vertex_normals
 
 if TYPE_CHECKING:
     from dhpe_fast.hand_fit import HandFit
@@ -256,10 +257,11 @@ def _npz_bytes(fit: HandFit) -> bytes:
 
 
 def _mesh(fit: HandFit, axes: tuple[int, int, int] = (1, 1, 1)) -> trimesh.Trimesh:
-    verts_m = fit.verts_m.detach().cpu().double().numpy() * axes
-    mesh = trimesh.Trimesh(verts_m, fit.faces.detach().cpu().numpy(), process=False)
-    _ = mesh.vertex_normals  # computed here, so that the writers find and write them
-    return mesh
+    verts_m, faces = fit.verts_m.detach().cpu().double(), fit.faces.detach().cpu()
+    turn = np.array(axes, dtype=np.float64)
+    # Given, as trimesh would look for scipy to compute them.
+    normals = vertex_normals(verts_m, faces).numpy() * turn
+    return trimesh.Trimesh(verts_m.numpy() * turn, faces.numpy(), vertex_normals=normals, process=False)
 
 
 def _glb_bytes(fit: HandFit) -> bytes:

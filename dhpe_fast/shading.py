@@ -130,7 +130,7 @@ def round_off(
     faces = faces.long()
     edges = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).sort(dim=1).values
     edges, which = torch.unique(edges, dim=0, return_inverse=True)
-    normals = _vertex_normals(verts_m, faces)
+    normals = vertex_normals(verts_m, faces)
     # Vertices on a crease have no tangent plane, and edges between them stay straight.
     alike = (_corner_normals(verts_m, faces) * normals[faces]).sum(-1)
     least = alike.new_ones(len(verts_m)).scatter_reduce_(0, faces.flatten(), alike.flatten(), "amin")
@@ -235,7 +235,7 @@ def _face_normals(verts_m: Tensor, faces: Tensor) -> Tensor:
     return torch.linalg.cross(b - a, c - a)
 
 
-def _vertex_normals(verts_m: Tensor, faces: Tensor) -> Tensor:
+def vertex_normals(verts_m: Tensor, faces: Tensor) -> Tensor:
     """Unit normals (V, 3): the mean of the adjacent faces, weighted by area."""
     face_normals = _face_normals(verts_m, faces)
     normals = torch.zeros_like(verts_m).index_add_(0, faces.flatten(), face_normals.repeat_interleave(3, dim=0))
@@ -309,7 +309,7 @@ class _ShadowMap:
 
 def _open_sky(verts_m: Tensor, faces: Tensor) -> Tensor:
     """Ambient occlusion (V, 1): the cosine-weighted part of the hemisphere over each vertex that is open."""
-    normals = _vertex_normals(verts_m, faces)
+    normals = vertex_normals(verts_m, faces)
     open_part, whole = torch.zeros(len(normals), 1), torch.full((len(normals), 1), 1e-9)
     for towards in _sphere(_SKY_DIRECTIONS):
         shadow = _ShadowMap(verts_m, faces, towards, _SKY_MAP_PX)

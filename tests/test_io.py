@@ -208,3 +208,13 @@ def test_written_files_have_the_permissions_of_any_other(tmp_path, rgb):
     (tmp_path / "ordinary").write_text("")
     io.save_image(tmp_path / "a.png", rgb)
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_meshes_are_written_without_scipy(tmp_path, monkeypatch, capfd):
+    """It is no dependency of the package; trimesh says at length when it misses it."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    for suffix in (".glb", ".obj", ".ply"):
+        io.save_fit(known_fit(), tmp_path / f"hand{suffix}")
+    assert capfd.readouterr() == ("", "")

@@ -22,9 +22,10 @@ def lbs(
     Differentiable in: pose, betas (once). float32 and float64; half types are computed in float32 and cast back.
 
     Args:
-        pose: absolute rotations of all J joints, relative to their parents.
-        betas: shape coefficients.
-        basis: the hand's constants, on the same device and with the same dtype.
+        pose: absolute rotations of all J joints relative to their parents, axis-angle (*batch, J, 3) or matrices
+            (*batch, J, 3, 3); MANO has J = 16.
+        betas: shape coefficients (*batch, S); MANO has S = 10.
+        basis: the hand's constants, on the same device and with the same dtype: ``HandModel.basis``.
 
     Returns:
         verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3); batches broadcast, and may be
