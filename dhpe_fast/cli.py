@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,12 +241,11 @@ def _save(found: HandFit, pixels: Any, base: Path, suffixes: list[str]) -> list[
 
 def _progress(images: list[Path]) -> Iterator[Path]:
     """The pictures, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = len(images) > 1 and console.is_terminal
-    return track(images, "fitting", console=console, disable=not shown)
+    if len(images) < 2 or not sys.stderr.isatty():
+        yield from images
+        return
+    with typer.progressbar(images, label="fitting", file=sys.stderr) as bar:
+        yield from bar
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +158,14 @@ def test_the_doctor_speaks_where_the_compiled_part_is_missing(monkeypatch):
     assert exit_code == 1
     assert "could not be loaded" in output
     assert "torch" in output
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_terminal_shows_how_far_several_pictures_are(monkeypatch, is_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    images = [Path("a.png"), Path("b.png")]
+    assert list(cli._progress(images)) == images
+    assert ("fitting" in stream.getvalue()) == is_terminal
+    assert list(cli._progress(images[:1])) == images[:1]

@@ -336,3 +336,11 @@ def test_compiles_whole_at_its_first_call():
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     pose = torch.randn(2, 45) * 0.3
     torch.testing.assert_close(compiled(pose).verts_m, model(pose).verts_m)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_model_itself_is_of_float32_or_float64(half):
+    with pytest.raises(ValueError, match=rf"dtype: expected torch\.float32 or torch\.float64, got {half}"):
+        HandModel.default(dtype=half)
+    with pytest.raises(ValueError, match=rf"basis is {half}, expected torch\.float32 or torch\.float64"):
+        HandModel.default().to(half)(torch.zeros(45, dtype=half))

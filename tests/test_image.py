@@ -71,6 +71,12 @@ def test_arrays_and_tensors_of_every_layout_are_the_same_picture(rgb):
     np.testing.assert_array_equal(read_image(rgb[..., ::-1]), rgb[..., ::-1])
 
 
+def test_sixteen_bits_are_rounded_to_the_nearest_of_eight():
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    expected = [[(2 * int(v) + 257) // 514 for v in row] for row in every]  # round(v / 257), which has no halves
+    np.testing.assert_array_equal(read_image(every)[..., 0], expected)
+
+
 def test_three_by_n_by_three_is_told_by_the_kind(rgb):
     image = rgb[:3]
     np.testing.assert_array_equal(read_image(image), image)

@@ -462,6 +462,13 @@ def test_sparse_matrices_that_contradict_themselves() -> None:
             reader.to_array(record)
 
 
+def test_entries_that_a_sparse_matrix_repeats_add_up() -> None:
+    record = reader.SparseRecord()
+    state = {"data": [1.0, 2.0, 4.0, 8.0], "indices": [1, 1, 0, 1], "indptr": [0, 3, 4]}
+    record.set_state({"_shape": (2, 2)} | {key: _record(value) for key, value in state.items()})
+    np.testing.assert_array_equal(reader.to_array(record), [[4.0, 0.0], [3.0, 8.0]])
+
+
 def _record(values: list) -> reader.ArrayRecord:
     array, kind, record = np.array(values), reader.DtypeRecord(), reader.ArrayRecord()
     kind.code = array.dtype.str[1:]

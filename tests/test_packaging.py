@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import re
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +54,34 @@ def test_public_names_are_listed_and_unknown_ones_refused():
         assert name in dir(dhpe_fast)
     with pytest.raises(AttributeError, match="no attribute 'Fit'"):
         _ = dhpe_fast.Fit
+
+
+def test_the_hand_builder_names_the_extra_that_brings_scipy(tmp_path):
+    code = """
+import sys
+sys.modules["scipy"] = None
+try:
+    import dhpe_fast.hand.builder.build
+except ImportError as error:
+    print(error)
+"""
+    assert "needs SciPy" in (message := run_python(code, tmp_path))
+    assert "pip install 'dhpe-fast[dev]'" in message
+
+
+def test_every_import_is_declared():
+    """Of other packages than these, only optional ones are imported, each where its absence is explained."""
+    declared = {"torch", "numpy", "cv2", "trimesh", "typer", "dhpe_fast"}
+    optional = {"hand/builder": {"scipy"}, "evidence/mediapipe.py": {"mediapipe"}}
+    package = Path(dhpe_fast.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        where = path.relative_to(package).as_posix()
+        allowed = declared.union(*(extra for place, extra in optional.items() if where.startswith(place)))
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in (name.split(".")[0] for name in names):
+                assert name in allowed or name in sys.stdlib_module_names, f"{where}:{node.lineno} imports {name}"
 
 
 def test_the_package_carries_its_hand():

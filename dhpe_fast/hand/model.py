@@ -96,11 +96,14 @@ class HandModel(nn.Module):
 
         Args:
             arrays: all required arrays, and `tip_ids` and `side`; `name` and `licence` if known.
-            dtype: floating-point type of the module.
+            dtype: floating-point type of the module, float32 or float64; poses may be of half types. (Of a module
+                that ``.half()`` or ``.to`` has brought to another one, the skinning op says so.)
 
         Raises:
-            ValueError: if an array is missing or wrong, naming it.
+            ValueError: if an array is missing or wrong, naming it, or `dtype` is another one.
         """
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         super().__init__()
         model = check_model(arrays)
         for key in ("tip_ids", "side"):
