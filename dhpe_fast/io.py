@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import numpy as np
 import trimesh
 from torch import Tensor
 
+from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.conventions import H_LAYOUT, JOINT_ORDERS, N_JOINTS_STD, joint_permutation
 from dhpe_fast.shading import vertex_normals
 
@@ -297,20 +297,3 @@ _FIT_WRITERS = {
 
 FIT_SUFFIXES = tuple(_FIT_WRITERS)
 """The suffixes that ``save_fit`` accepts."""
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Writes `data` beside the file and renames it into place, with the permissions that open() gives."""
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{file}: the folder {file.parent} does not exist")
-    mask = os.umask(0)
-    os.umask(mask)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

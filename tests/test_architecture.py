@@ -20,6 +20,7 @@ CSRC = ROOT / "csrc"
 
 ROOMS = (
     "conventions",
+    "atomic_write",
     "rotation",
     "torch_settings",
     "reference",

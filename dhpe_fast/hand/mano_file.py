@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from dhpe_fast.atomic_write import whole_file
 from dhpe_fast.conventions import (
     MANO16_PARENTS,
     N_FACES,
@@ -123,21 +123,8 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """
     file = Path(path)
     check_model(arrays, str(file))
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, **{key: np.asarray(value) for key, value in arrays.items()})
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(file) as stream:
+        np.savez_compressed(stream, **{key: np.asarray(value) for key, value in arrays.items()})
 
 
 def _read_bytes(file: Path) -> bytes:

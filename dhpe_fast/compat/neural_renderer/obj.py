@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.compat.neural_renderer.textures import WRAPPINGS, create_texture_image, cubes_from_image
-from dhpe_fast.io import save_image, write_whole
+from dhpe_fast.io import save_image
 
 Path_ = str | os.PathLike[str]
 
