@@ -62,7 +62,10 @@ cuda: $(VENV)/.tools
 	fi
 
 bench: install
-	for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/common.py bench/conftest.py bench/readme_table.py,$(wildcard bench/*.py)); do \
+	  $(BIN)/python $$script || exit 1; \
+	done
+	$(BIN)/python bench/readme_table.py
 
 install: $(VENV)/.installed
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,8 @@ def test_make_targets_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_figure_is_that_of_its_result_file():
+    done = subprocess.run([sys.executable, ROOT / "bench" / "readme_table.py", "--check"], check=False)
+    assert done.returncode == 0, "run `python bench/readme_table.py`"
