@@ -96,58 +96,24 @@ void check_indices(const char* op, const LbsModelTensors& m) {
 std::tuple<Tensor, Tensor, Tensor> lbs_cpu(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
                                            Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
                                            Tensor skin_joints, Tensor skin_weights, Tensor parents) {
-  const LbsModelTensors tensors("lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
-                                skin_joints, skin_weights, parents);
-  check_indices("lbs", tensors);
-  pose = torch::stable::contiguous(pose);
-  betas = torch::stable::contiguous(betas);
-  const int64_t B = pose.size(0);
-  Tensor verts = torch::stable::new_empty(pose, {B, v_template.size(0), 3});
-  Tensor bent = torch::stable::new_empty(pose, {B, v_template.size(0), 3});
-  Tensor joints = torch::stable::new_empty(pose, {B, parents.size(0), 3});
-  DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsForward<scalar_t> p = {
-        tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
-        betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
-        bent.mutable_data_ptr<scalar_t>()};
-    forward(p, B);
-  });
-  return {verts, joints, bent};
+  LbsModelTensors model("lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
+                        skin_joints, skin_weights, parents);
+  check_indices("lbs", model);
+  const LbsForwardTensors tensors(std::move(model), pose, betas);
+  DHPE_DISPATCH_FLOATING(pose, [&] { forward(tensors.params<scalar_t>(), pose.size(0)); });
+  return {tensors.verts, tensors.joints, tensors.bent};
 }
 
 std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
                                             Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs,
                                             Tensor joint_template, Tensor joint_shapedirs, Tensor skin_joints,
                                             Tensor skin_weights, Tensor parents) {
-  const LbsModelTensors tensors("_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template,
-                                joint_shapedirs, skin_joints, skin_weights, parents);
-  check_indices("_lbs_backward", tensors);
-  const int64_t B = pose.size(0), V = v_template.size(0), J = parents.size(0);
-  check_tensor("_lbs_backward", "grad_verts", grad_verts, {B, V, 3}, pose.scalar_type(), pose);
-  check_tensor("_lbs_backward", "grad_joints", grad_joints, {B, J, 3}, pose.scalar_type(), pose);
-  check_tensor("_lbs_backward", "bent", bent, {B, V, 3}, pose.scalar_type(), pose);
-  grad_verts = torch::stable::contiguous(grad_verts);
-  grad_joints = torch::stable::contiguous(grad_joints);
-  bent = torch::stable::contiguous(bent);
-  pose = torch::stable::contiguous(pose);
-  betas = torch::stable::contiguous(betas);
-  Tensor grad_pose = torch::stable::empty_like(pose);
-  Tensor grad_betas = torch::stable::empty_like(betas);
-  Tensor grad_bent = torch::stable::empty_like(bent);
-  DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsBackward<scalar_t> p = {tensors.model<scalar_t>(),
-                                     pose.const_data_ptr<scalar_t>(),
-                                     pose.dim() == 4,
-                                     betas.const_data_ptr<scalar_t>(),
-                                     bent.const_data_ptr<scalar_t>(),
-                                     grad_verts.const_data_ptr<scalar_t>(),
-                                     grad_joints.const_data_ptr<scalar_t>(),
-                                     grad_pose.mutable_data_ptr<scalar_t>(),
-                                     grad_betas.mutable_data_ptr<scalar_t>(),
-                                     grad_bent.mutable_data_ptr<scalar_t>()};
-    backward(p, B);
-  });
-  return {grad_pose, grad_betas};
+  LbsModelTensors model("_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
+                        skin_joints, skin_weights, parents);
+  check_indices("_lbs_backward", model);
+  const LbsBackwardTensors tensors(std::move(model), grad_verts, grad_joints, bent, pose, betas);
+  DHPE_DISPATCH_FLOATING(pose, [&] { backward(tensors.params<scalar_t>(), pose.size(0)); });
+  return {tensors.grad_pose, tensors.grad_betas};
 }
 
 }  // namespace

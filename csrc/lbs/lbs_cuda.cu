@@ -186,62 +186,36 @@ __global__ void lbs_backward_kernel(LbsBackward<T> p, int64_t B) {
 std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
                                             Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
                                             Tensor skin_joints, Tensor skin_weights, Tensor parents) {
-  const LbsModelTensors tensors("lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
-                                skin_joints, skin_weights, parents);
   const torch::stable::accelerator::DeviceGuard guard(pose.get_device_index());
-  pose = torch::stable::contiguous(pose);
-  betas = torch::stable::contiguous(betas);
+  const LbsForwardTensors tensors({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
+                                   skin_joints, skin_weights, parents},
+                                  pose, betas);
   const int64_t B = pose.size(0), V = v_template.size(0);
-  Tensor verts = torch::stable::new_empty(pose, {B, V, 3});
-  Tensor bent = torch::stable::new_empty(pose, {B, V, 3});
-  Tensor joints = torch::stable::new_empty(pose, {B, parents.size(0), 3});
-  if (B == 0) return {verts, joints, bent};
+  if (B == 0) return {tensors.verts, tensors.joints, tensors.bent};
   const cudaStream_t stream = current_stream(pose);
   DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsForward<scalar_t> p = {
-        tensors.model<scalar_t>(),        pose.const_data_ptr<scalar_t>(),    pose.dim() == 4,
-        betas.const_data_ptr<scalar_t>(), verts.mutable_data_ptr<scalar_t>(), joints.mutable_data_ptr<scalar_t>(),
-        bent.mutable_data_ptr<scalar_t>()};
+    const LbsForward<scalar_t> p = tensors.params<scalar_t>();
     const int64_t tiles = V > 0 ? ceil_div(V, kForwardThreads) : 1;  // the joints are there without a vertex
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(B < kMaxBlocks ? B : kMaxBlocks));
     lbs_forward_kernel<scalar_t><<<grid, kForwardThreads, 0, stream>>>(p, B);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
-  return {verts, joints, bent};
+  return {tensors.verts, tensors.joints, tensors.bent};
 }
 
 std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
                                              Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs,
                                              Tensor joint_template, Tensor joint_shapedirs, Tensor skin_joints,
                                              Tensor skin_weights, Tensor parents) {
-  const LbsModelTensors tensors("_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template,
-                                joint_shapedirs, skin_joints, skin_weights, parents);
-  const int64_t B = pose.size(0), V = v_template.size(0), J = parents.size(0);
-  check_tensor("_lbs_backward", "grad_verts", grad_verts, {B, V, 3}, pose.scalar_type(), pose);
-  check_tensor("_lbs_backward", "grad_joints", grad_joints, {B, J, 3}, pose.scalar_type(), pose);
-  check_tensor("_lbs_backward", "bent", bent, {B, V, 3}, pose.scalar_type(), pose);
   const torch::stable::accelerator::DeviceGuard guard(pose.get_device_index());
-  grad_verts = torch::stable::contiguous(grad_verts);
-  grad_joints = torch::stable::contiguous(grad_joints);
-  bent = torch::stable::contiguous(bent);
-  pose = torch::stable::contiguous(pose);
-  betas = torch::stable::contiguous(betas);
-  Tensor grad_pose = torch::stable::empty_like(pose);
-  Tensor grad_betas = torch::stable::empty_like(betas);
-  Tensor grad_bent = torch::stable::empty_like(bent);
-  if (B == 0) return {grad_pose, grad_betas};
+  const LbsBackwardTensors tensors({"_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                    joint_shapedirs, skin_joints, skin_weights, parents},
+                                   grad_verts, grad_joints, bent, pose, betas);
+  const int64_t B = pose.size(0);
+  if (B == 0) return {tensors.grad_pose, tensors.grad_betas};
   const cudaStream_t stream = current_stream(pose);
   DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsBackward<scalar_t> p = {tensors.model<scalar_t>(),
-                                     pose.const_data_ptr<scalar_t>(),
-                                     pose.dim() == 4,
-                                     betas.const_data_ptr<scalar_t>(),
-                                     bent.const_data_ptr<scalar_t>(),
-                                     grad_verts.const_data_ptr<scalar_t>(),
-                                     grad_joints.const_data_ptr<scalar_t>(),
-                                     grad_pose.mutable_data_ptr<scalar_t>(),
-                                     grad_betas.mutable_data_ptr<scalar_t>(),
-                                     grad_bent.mutable_data_ptr<scalar_t>()};
+    const LbsBackward<scalar_t> p = tensors.params<scalar_t>();
     const size_t bytes = sizeof(SharedGrad<scalar_t>);
     STD_CUDA_CHECK(cudaFuncSetAttribute(lbs_backward_kernel<scalar_t>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(bytes)));
@@ -249,7 +223,7 @@ std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_join
         <<<static_cast<unsigned>(B < kMaxBlocks ? B : kMaxBlocks), kBackwardThreads, bytes, stream>>>(p, B);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
-  return {grad_pose, grad_betas};
+  return {tensors.grad_pose, tensors.grad_betas};
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <tuple>
+#include <utility>
 
 #include "common/tensor_checks.h"
 #include "lbs/lbs.h"
@@ -58,6 +59,66 @@ struct LbsModelTensors {
             shapedirs.size(0),
             posedirs.size(0),
             skin_joints.size(1)};
+  }
+};
+
+// Inputs and freshly allocated outputs of a forward pass.
+struct LbsForwardTensors {
+  LbsModelTensors model;
+  Tensor pose, betas, verts, joints, bent;
+
+  LbsForwardTensors(LbsModelTensors model_, const Tensor& pose_, const Tensor& betas_) : model(std::move(model_)) {
+    const int64_t B = pose_.size(0), V = model.v_template.size(0);
+    pose = torch::stable::contiguous(pose_);
+    betas = torch::stable::contiguous(betas_);
+    verts = torch::stable::new_empty(pose, {B, V, 3});
+    joints = torch::stable::new_empty(pose, {B, model.parents.size(0), 3});
+    bent = torch::stable::new_empty(pose, {B, V, 3});
+  }
+
+  template <typename T>
+  LbsForward<T> params() const {
+    return {model.model<T>(),          pose.const_data_ptr<T>(),    pose.dim() == 4,
+            betas.const_data_ptr<T>(), verts.mutable_data_ptr<T>(), joints.mutable_data_ptr<T>(),
+            bent.mutable_data_ptr<T>()};
+  }
+};
+
+// Checked inputs and freshly allocated outputs of a backward pass.
+struct LbsBackwardTensors {
+  LbsModelTensors model;
+  Tensor grad_verts, grad_joints, bent, pose, betas, grad_pose, grad_betas, grad_bent;
+
+  LbsBackwardTensors(LbsModelTensors model_, const Tensor& grad_verts_, const Tensor& grad_joints_, const Tensor& bent_,
+                     const Tensor& pose_, const Tensor& betas_)
+      : model(std::move(model_)) {
+    const char* op = "_lbs_backward";
+    const int64_t B = pose_.size(0), V = model.v_template.size(0), J = model.parents.size(0);
+    check_tensor(op, "grad_verts", grad_verts_, {B, V, 3}, pose_.scalar_type(), pose_);
+    check_tensor(op, "grad_joints", grad_joints_, {B, J, 3}, pose_.scalar_type(), pose_);
+    check_tensor(op, "bent", bent_, {B, V, 3}, pose_.scalar_type(), pose_);
+    grad_verts = torch::stable::contiguous(grad_verts_);
+    grad_joints = torch::stable::contiguous(grad_joints_);
+    bent = torch::stable::contiguous(bent_);
+    pose = torch::stable::contiguous(pose_);
+    betas = torch::stable::contiguous(betas_);
+    grad_pose = torch::stable::empty_like(pose);
+    grad_betas = torch::stable::empty_like(betas);
+    grad_bent = torch::stable::empty_like(bent);
+  }
+
+  template <typename T>
+  LbsBackward<T> params() const {
+    return {model.model<T>(),
+            pose.const_data_ptr<T>(),
+            pose.dim() == 4,
+            betas.const_data_ptr<T>(),
+            bent.const_data_ptr<T>(),
+            grad_verts.const_data_ptr<T>(),
+            grad_joints.const_data_ptr<T>(),
+            grad_pose.mutable_data_ptr<T>(),
+            grad_betas.mutable_data_ptr<T>(),
+            grad_bent.mutable_data_ptr<T>()};
   }
 };
 
