@@ -2,6 +2,7 @@
 #
 #   make demo     fit the hand of the demo image, write the results to $(OUT)
 #   make test     the whole test suite, on the installed package
+#   make sanitize the tests of the CPU ops under the address and undefined-behaviour sanitizers; needs GCC
 #   make lint     ruff and clang-format
 #   make format   let both rewrite the files
 #   make cuda     compile the CUDA kernels for sm_80 and sm_90; skipped where there is no nvcc
@@ -25,7 +26,10 @@ SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
 	$(shell find csrc dhpe_fast ! -name '*.pyc' ! -name '*.so' ! -name __pycache__)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test lint format cuda bench clean install
+SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette silhouette_edge silhouette_soft \
+	interpolate visibility_gradient instruction_sets))
+
+.PHONY: help demo test sanitize lint format cuda bench clean install
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +43,26 @@ demo: install
 # sleep: spinning ones slow everything down fivefold where the processor is shared.
 test: install
 	cd tests && OMP_WAIT_POLICY=passive $(abspath $(BIN))/pytest -q $(PYTEST_ARGS)
+
+# A second build, in a package of its own that PYTHONPATH puts before the installed one. Python itself is not sanitized:
+# the runtime has to be loaded before everything else, and libstdc++ with it, or the first C++ exception would abort.
+# Leaks are not looked for: Python and torch leave much to the end of the process. A finding ends the process, so pytest
+# must not hold back what is written to stderr.
+sanitize: install
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDHPE_CUDA=OFF \
+	  -DDHPE_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
+	$(BIN)/cmake --build build/sanitize
+	rm -rf build/sanitize/package
+	mkdir build/sanitize/package
+	cp -R dhpe_fast build/sanitize/package
+	$(BIN)/cmake --install build/sanitize --prefix build/sanitize/package
+	cd tests && export OMP_WAIT_POLICY=passive PYTHONPATH=$(abspath build/sanitize/package) \
+	    LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 && \
+	  $(abspath $(BIN))/python -c \
+	    'from dhpe_fast.ops import _library; assert "build/sanitize/" in _library.build.__file__, _library.build' && \
+	  $(abspath $(BIN))/pytest -q --capture=sys $(PYTEST_ARGS) $(SANITIZED_TESTS)
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
