@@ -2,6 +2,8 @@
 
     python bench/readme_table.py            # rewrites the table
     python bench/readme_table.py --check    # exit code 1 if README.md says something else
+
+Peers are timed in the same run as what is compared with them.
 """
 
 from __future__ import annotations

@@ -271,7 +271,13 @@ def test_errors_name_the_argument(change, error, message):
 @settings(max_examples=100, deadline=None)
 @given(
     coordinates=st.lists(
-        st.one_of(st.floats(-40, 60, width=32), st.integers(-4, 40).map(lambda n: n / 2)), min_size=15, max_size=15
+        st.one_of(
+            st.floats(-40, 60, width=32),
+            st.integers(-4, 40).map(lambda n: n / 2),
+            st.sampled_from([1e12, -1e12, 1e30]),
+        ),
+        min_size=15,
+        max_size=15,
     ),
     faces=st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=6),
     size=st.tuples(st.integers(1, 20), st.integers(1, 30)),
