@@ -86,7 +86,13 @@ def _lbs_rows() -> list[tuple[str, str, str]]:
             peers = ", ".join(
                 f"{ours[f'times_{peer}']:.1f} x {peer}" for peer in ("manopth", "smplx") if ours.get(f"times_{peer}")
             )
-            rows.append((f"skinning `ops.lbs`, {batch} hands, {name}", f"{ours['median_ms']:.3g} ms: {peers}", command))
+            rows.append(
+                (
+                    f"skinning `ops.lbs`, {batch} hand{'s' * (batch > 1)}, {name}",
+                    f"{ours['median_ms']:.3g} ms: {peers}",
+                    command,
+                )
+            )
     return rows
 
 
