@@ -43,7 +43,7 @@ def initial_states(hand: HandConstants, evidence: Evidence2d, starts: int) -> Ha
     weight = evidence.confidence / evidence.confidence.sum()
     source_mean, target_mean = (weight * source).sum(-1, keepdim=True), (weight * target).sum()
     source, target = source - source_mean, target - target_mean
-    # Never smaller than a hundredth of what the rest pose needs: all joints on one line of sight give no scale.
+    # Never below a tenth of a millimetre: all joints on one line of sight give no scale.
     spread = (weight * source.abs().square()).sum(-1).clamp_min(1e-8)
     factor = (weight * source.conj() * target).sum(-1) / spread  # scale * exp(i angle), (P, V)
     residual = (weight * (factor[..., None] * source - target).abs().square()).sum(-1)

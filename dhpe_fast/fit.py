@@ -146,16 +146,16 @@ def _fit_hand(
     clock: _Clock,
 ) -> HandFit:
     side = options.side or evidence.side
-    sides = ["right"] if options.camera is None else ["right", "left"]
-    if side is not None:
-        sides = [side]
+    unknown = ["right"] if options.camera is None else ["right", "left"]
+    sides = unknown if side is None else [side]
     _check_camera(options.camera, image_size)
     joints_px = _undistorted(evidence.joints2d_px, options.camera)
     trusted = _trusted(joints_px, evidence.confidence)
     crop = CropBox.from_points(joints_px[trusted], around="box")
     if mask is not None and not crop.crop_image(mask).any():
         raise ValueError("mask: no pixel of it lies near the keypoints; is it the mask of this hand and image?")
-    views = [_View.of(evidence, mask, crop, options, each) for each in sides]
+    ideal = replace(evidence, joints2d_px=joints_px)
+    views = [_View.of(ideal, trusted, mask, crop, options, each) for each in sides]
     clock.lap("crop")
     rough = [_first_estimate(view) for view in views]
     clock.lap("first_estimate")
@@ -185,8 +185,9 @@ class _View:
     @classmethod
     def of(
         cls,
-        evidence: HandEvidence,
-        mask: np.ndarray | None,
+        evidence: HandEvidence,  # without lens distortion
+        trusted: np.ndarray,  # (21,) bool
+        mask: np.ndarray | None,  # as the camera sees it
         crop: CropBox,
         options: _Options,
         side: Side,
@@ -195,8 +196,8 @@ class _View:
         mirrored = side != options.model.side
         flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0], dtype=torch.float64)
         confidence = torch.from_numpy(evidence.confidence).double()
-        joints_px = _undistorted(evidence.joints2d_px, camera)
-        joints = torch.where(confidence[:, None] > 0, crop.to_crop(torch.from_numpy(joints_px)), 0.0) * flip
+        joints = crop.to_crop(torch.from_numpy(evidence.joints2d_px))
+        joints = torch.where(confidence[:, None] > 0, joints, 0.0) * flip
         crop_mask = None
         if mask is not None:
             crop_mask = torch.from_numpy(_cropped_mask(mask, crop, camera))
@@ -211,7 +212,7 @@ class _View:
             model=options.model,
             hand=_constants_of(options.model),
             evidence=Evidence2d(joints.to(device), confidence.to(device), crop_mask),
-            trusted=_trusted(joints_px, evidence.confidence),
+            trusted=trusted,
             crop=crop,
             camera=camera,
             solver_camera=solver_camera,

@@ -21,7 +21,7 @@ from dhpe_fast.hand.model import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_iou_loss
 from dhpe_fast.projection import CropCamera
-from dhpe_fast.rotation import axis_angle_to_matrix
+from dhpe_fast.rotation import axis_angle_to_matrix, cross_matrix
 
 POSE = slice(0, N_POSE)
 SHAPE = slice(N_POSE, N_POSE + N_SHAPE)
@@ -173,7 +173,7 @@ class Objective:
             mesh_energy, mesh_gradient, joints_m = self._mesh_gradient(state)
         turned = joints_m @ state.rotation.transpose(-1, -2)
         by_point, by_cam = self.camera.jacobians(turned, state.cam)
-        by_rotation = -_cross(turned)
+        by_rotation = -cross_matrix(turned)
         by_local = state.rotation[:, None] @ torch.cat([by_pose, by_betas], dim=-1)
         jacobian = torch.cat([by_point @ torch.cat([by_local, by_rotation], dim=-1), by_cam], dim=-1)
         residual = self.camera.project(turned, state.cam)[..., :2] - self.evidence.joints
@@ -304,12 +304,6 @@ def _damped_step(matrix: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
     longest = step[:, ROTATION.start :].abs().amax(1, keepdim=True)
     step = step * (MAX_CAMERA_STEP / longest.clamp_min(MAX_CAMERA_STEP))
     return torch.where(good[:, None], step, 0.0)
-
-
-def _cross(v: Tensor) -> Tensor:  # (..., 3) -> (..., 3, 3)
-    x, y, z = v.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def best(refined: Refined) -> Refined:

@@ -30,7 +30,7 @@ def axis_angle_to_matrix(
     t2 = angle_sq
     first = torch.where(small, 1 - t2 / 6 * (1 - t2 / 20 * (1 - t2 / 42)), angle.sin() / angle)
     second = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
-    k = _cross_matrix(axis_angle)
+    k = cross_matrix(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
 
@@ -49,7 +49,7 @@ def left_jacobian(
     half_sinc = (0.5 * angle).sin() / (0.5 * angle)
     first = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
     second = torch.where(small, (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))) / 6, (angle - angle.sin()) / angle**3)
-    k = _cross_matrix(axis_angle)
+    k = cross_matrix(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
 
@@ -61,7 +61,7 @@ def quaternion_to_matrix(
     _check(quat, "quat", (4,))
     norm = torch.linalg.vector_norm(quat, dim=-1, keepdim=True).clamp_min(QUAT_EPS)
     unit = quat / norm
-    k = _cross_matrix(unit[..., 1:])
+    k = cross_matrix(unit[..., 1:])
     eye = torch.eye(3, dtype=quat.dtype, device=quat.device)
     return eye + 2 * (unit[..., :1, None] * k + k @ k)
 
@@ -172,7 +172,7 @@ def _orthogonal_unit_or(vector: Tensor, axis: Tensor, fallback: Tensor) -> Tenso
     return torch.where(usable, _unit_or(unit, fallback), fallback)
 
 
-def _cross_matrix(vector: Tensor) -> Tensor:
+def cross_matrix(vector: Tensor) -> Tensor:
     """[v]_x (..., 3, 3) with [v]_x u = v x u."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
