@@ -1,9 +1,43 @@
-"""Small meshes in pixels for the rasterizer's and the silhouettes' tests."""
+"""Small meshes in pixels for the rasterizer's and the silhouettes' tests, and how the latter call what they test."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
+from hypothesis import strategies as st
+
+from dhpe_fast import ops, reference
+
+SILHOUETTES = {"twin": reference.silhouette, "kernel": ops.silhouette}
+
+_coordinates = st.one_of(
+    st.floats(-40, 60, width=32),
+    st.integers(-4, 40).map(lambda n: n / 2),
+    st.sampled_from([2.0**24, -(2.0**24), float("nan"), float("inf"), 1e-38, 3e38]),
+)
+hostile_verts = st.lists(_coordinates, min_size=15, max_size=15).map(lambda c: torch.tensor(c).reshape(5, 3))
+"""Five vertices (5, 3) px, float32: on pixel centres and borders, far away, NaN and infinite."""
+hostile_faces = st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), max_size=6).map(
+    lambda ids: torch.tensor(ids, dtype=torch.int64).reshape(-1, 3)
+)
+"""Up to six faces (F, 3) over them, some of them with a vertex twice."""
+small_images = st.tuples(st.integers(1, 20), st.integers(1, 40))
+"""(height, width) px."""
+
+
+def silhouette_call(implementation: str, device: torch.device, mode: str) -> Callable[..., torch.Tensor]:
+    """``silhouette(verts_px, faces, image_size, **options)`` of one of SILHOUETTES on a device; its mask on the CPU."""
+    if implementation == "twin" and device.type == "cuda":
+        pytest.skip("the twin is pure torch: its answers are those of the CPU")
+
+    def call(verts_px, faces, image_size, **options) -> torch.Tensor:
+        faces = torch.as_tensor(faces).reshape(-1, 3).to(device)
+        return SILHOUETTES[implementation](verts_px.to(device), faces, image_size, mode=mode, **options).cpu()
+
+    return call
 
 
 def jittered_grid(n: int = 9, size: float = 32.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

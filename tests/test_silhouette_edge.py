@@ -8,26 +8,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meshes import jittered_grid, soup, sphere
+from meshes import (
+    SILHOUETTES,
+    hostile_faces,
+    hostile_verts,
+    jittered_grid,
+    silhouette_call,
+    small_images,
+    soup,
+    sphere,
+)
 
 from dhpe_fast import ops, reference
 from dhpe_fast.data import render_hands
 from dhpe_fast.rotation import axis_angle_to_matrix
 
-FUNCTIONS = {"twin": reference.silhouette, "kernel": ops.silhouette}
 
-
-@pytest.fixture(params=["twin", "kernel"])
+@pytest.fixture(params=SILHOUETTES)
 def edge(request, device):
     """Calls one implementation on one device."""
-    if request.param == "twin" and device.type == "cuda":
-        pytest.skip("the twin is pure torch: its answers are those of the CPU")
-
-    def call(verts_px, faces, image_size, **options):
-        faces = torch.as_tensor(faces).reshape(-1, 3).to(device)
-        return FUNCTIONS[request.param](verts_px.to(device), faces, image_size, mode="edge", **options).cpu()
-
-    return call
+    return silhouette_call(request.param, device, "edge")
 
 
 def kernel(verts_px, faces, image_size, **options) -> torch.Tensor:
@@ -282,25 +282,16 @@ def test_double_backward_is_refused_by_name():
         grad.sum().backward()
 
 
-coordinate = st.one_of(
-    st.floats(-40, 60, width=32),
-    st.integers(-4, 40).map(lambda n: n / 2),
-    st.sampled_from([2.0**24, -(2.0**24), float("nan"), float("inf"), 1e-38, 3e38]),
-)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
-    coordinates=st.lists(coordinate, min_size=15, max_size=15),
-    faces=st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), max_size=6),
-    size=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    verts=hostile_verts,
+    faces=hostile_faces,
+    size=small_images,
     fill_back=st.booleans(),
 )
-def test_hostile_meshes_are_drawn_where_the_rasterizer_draws(coordinates, faces, size, fill_back):
+def test_hostile_meshes_are_drawn_where_the_rasterizer_draws(verts, faces, size, fill_back):
     # A pixel and its eight neighbours that are all covered, or all empty, at many points: the exact area agrees, in
     # particular behind edges that coincide, touch or are nearly horizontal.
-    verts = torch.tensor(coordinates).reshape(5, 3)
-    faces = torch.tensor(faces, dtype=torch.int64).reshape(-1, 3)
     leaf = verts.clone().requires_grad_()
     mask = kernel(leaf, faces, size, fill_back=fill_back)
     (mask * torch.randn(size)).sum().backward()

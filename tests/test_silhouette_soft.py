@@ -9,24 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meshes import jittered_grid, soup, sphere
+from meshes import (
+    SILHOUETTES,
+    hostile_faces,
+    hostile_verts,
+    jittered_grid,
+    silhouette_call,
+    small_images,
+    soup,
+    sphere,
+)
 
 from dhpe_fast import ops, reference
 
-FUNCTIONS = {"twin": reference.silhouette, "kernel": ops.silhouette}
 
-
-@pytest.fixture(params=["twin", "kernel"])
+@pytest.fixture(params=SILHOUETTES)
 def soft(request, device):
     """Calls one implementation on one device."""
-    if request.param == "twin" and device.type == "cuda":
-        pytest.skip("the twin is pure torch: its answers are those of the CPU")
-
-    def call(verts_px, faces, image_size, **options):
-        faces = torch.as_tensor(faces).reshape(-1, 3).to(device)
-        return FUNCTIONS[request.param](verts_px.to(device), faces, image_size, mode="soft", **options).cpu()
-
-    return call
+    return silhouette_call(request.param, device, "soft")
 
 
 def kernel(verts_px, faces, image_size, **options) -> torch.Tensor:
@@ -215,24 +215,17 @@ def test_deterministic_algorithms_give_the_same_gradient_twice(device):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
 
 
-coordinate = st.one_of(
-    st.floats(-40, 60, width=32),
-    st.integers(-4, 40).map(lambda n: n / 2),
-    st.sampled_from([2.0**24, -(2.0**24), float("nan"), float("inf"), 1e-38, 3e38]),
-)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
-    coordinates=st.lists(coordinate, min_size=15, max_size=15),
-    faces=st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), max_size=6),
-    size=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    verts=hostile_verts,
+    faces=hostile_faces,
+    size=small_images,
     sigma=st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_hostile_meshes_give_finite_gradients(coordinates, faces, size, sigma, dtype):
-    leaf = torch.tensor(coordinates, dtype=dtype).reshape(5, 3).requires_grad_()
-    mask = kernel(leaf, torch.tensor(faces, dtype=torch.int64).reshape(-1, 3), size, sigma=sigma)
+def test_hostile_meshes_give_finite_gradients(verts, faces, size, sigma, dtype):
+    leaf = verts.to(dtype).requires_grad_()
+    mask = kernel(leaf, faces, size, sigma=sigma)
     assert ((mask >= 0) & (mask <= 1)).all()
     (mask * torch.randn(size, dtype=dtype)).sum().backward()
     assert torch.isfinite(leaf.grad).all()
