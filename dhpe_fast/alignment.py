@@ -15,7 +15,7 @@ from torch import Tensor
 from dhpe_fast.conventions import N_SHAPE
 from dhpe_fast.hand import anatomy
 from dhpe_fast.hand.kinematics import pose_skeleton
-from dhpe_fast.refinement import Evidence2d, HandConstants, HandState
+from dhpe_fast.refinement.gauss_newton import Evidence2d, HandConstants, HandState
 
 VIEWS = 96
 """Viewing directions over the sphere: 20 degrees apart."""

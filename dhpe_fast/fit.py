@@ -24,7 +24,7 @@ from dhpe_fast.hand_fit import HandFit, Side
 from dhpe_fast.image import read_image, read_mask
 from dhpe_fast.ops import silhouette
 from dhpe_fast.projection import CropCamera, PerspectiveCrop, ScaledOrthographic
-from dhpe_fast.refinement import (
+from dhpe_fast.refinement.gauss_newton import (
     Evidence2d,
     HandConstants,
     HandState,
@@ -32,7 +32,7 @@ from dhpe_fast.refinement import (
     Refined,
     Weights,
     best,
-    refine,
+    minimize,
 )
 from dhpe_fast.rotation import matrix_to_quaternion
 from dhpe_fast.torch_settings import plain_torch
@@ -231,7 +231,7 @@ def _first_estimate(view: _View) -> Refined:
         (Weights(), SKELETON_ITERATIONS),
     ):
         objective = Objective(view.model, view.hand, view.evidence, camera, weights, use_mesh=False)
-        result = refine(objective, start, iterations=steps)
+        result = minimize(objective, start, iterations=steps)
         start = result.state
     order = _distinct(result.energy)
     return Refined(result.state[order], result.energy[order], result.iterations, result.converged[order])
@@ -252,7 +252,7 @@ def _refine_finalists(view: _View, guess: Refined, iterations: int) -> Refined:
     if isinstance(view.solver_camera, PerspectiveCrop):
         state = _in_perspective(view.model, view.solver_camera, state)
     objective = Objective(view.model, view.hand, view.evidence, view.solver_camera)
-    return best(refine(objective, state, iterations=iterations, race=True))
+    return best(minimize(objective, state, iterations=iterations, race=True))
 
 
 def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState) -> HandState:

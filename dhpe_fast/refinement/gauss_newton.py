@@ -240,7 +240,7 @@ class Objective:
         return energy.detach(), gradient, joints_m.detach()
 
 
-def refine(
+def minimize(
     objective: Objective,
     state: HandState,
     *,

@@ -12,7 +12,7 @@ from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.ops import silhouette
 from dhpe_fast.projection import PerspectiveCrop, ScaledOrthographic
-from dhpe_fast.refinement import (
+from dhpe_fast.refinement.gauss_newton import (
     N_LOCAL,
     Evidence2d,
     HandConstants,
@@ -20,7 +20,7 @@ from dhpe_fast.refinement import (
     Objective,
     Weights,
     best,
-    refine,
+    minimize,
 )
 from dhpe_fast.rotation import axis_angle_to_matrix
 
@@ -119,7 +119,7 @@ def test_recovers_a_perturbed_hand(hand, name):
     joints = image_of(hand, camera, truth)[0]
     start = truth.moved(0.15 * torch.randn(1, N_LOCAL, dtype=torch.float64))
     objective = Objective(hand.model, hand.constants, make_evidence(joints), camera)
-    result = refine(objective, start, iterations=30)
+    result = minimize(objective, start, iterations=30)
     found = image_of(hand, camera, result.state)[0]
     before = (image_of(hand, camera, start)[0] - joints).norm(dim=-1).mean()
     after = (found - joints).norm(dim=-1).mean()
@@ -135,7 +135,7 @@ def test_never_worse_than_the_start_and_never_nan(hand):
     state.pose[2] *= 1e3
     objective = Objective(hand.model, hand.constants, make_evidence(torch.zeros(21, 2, dtype=torch.float64)), camera)
     before = objective.energy(state)
-    result = refine(objective, state, iterations=5)
+    result = minimize(objective, state, iterations=5)
     assert bool((result.energy <= before).all())
     assert bool(result.state.pose.isfinite().all())
     assert float(best(result).energy) == float(result.energy.min())
@@ -146,8 +146,8 @@ def test_hypotheses_do_not_influence_each_other(hand):
     state = make_state(hand, cam, 3)
     evidence = make_evidence(0.3 * torch.randn(21, 2, dtype=torch.float64))
     objective = Objective(hand.model, hand.constants, evidence, camera, use_mesh=False)
-    together = refine(objective, state, iterations=4, tolerance=0)
-    alone = refine(objective, state[torch.tensor([1])], iterations=4, tolerance=0)
+    together = minimize(objective, state, iterations=4, tolerance=0)
+    alone = minimize(objective, state[torch.tensor([1])], iterations=4, tolerance=0)
     torch.testing.assert_close(together.state.pose[1:2], alone.state.pose, rtol=1e-6, atol=1e-8)
 
 
@@ -202,7 +202,7 @@ def test_one_wrong_keypoint_bends_no_hand(hand):
     wrong = joints.clone()
     wrong[8] += 1.0
     evidence = Evidence2d(wrong, torch.ones(21, dtype=torch.float64))
-    result = refine(Objective(hand.model, hand.constants, evidence, camera, Weights()), truth, iterations=30)
+    result = minimize(Objective(hand.model, hand.constants, evidence, camera, Weights()), truth, iterations=30)
     others = [j for j in range(21) if j not in (5, 6, 7, 8)]
     error = (image_of(hand, camera, result.state)[0] - joints).norm(dim=-1)
     assert error[others].max() < 0.05
