@@ -86,7 +86,7 @@ def paper_square(
     joints2d_px: Tensor,  # (*batch, 21, 2) STD order, image
     valid: Tensor | None = None,  # (*batch, 21) bool
 ) -> Square:
-    """The paper's crop (Eq. 8): centred on the middle MCP, of side g = 1.5 max(w, h) of the tight box around the joints.
+    """The paper's crop (Eq. 8): centred on the middle MCP, of side g = 1.5 max(w, h) of the joints' tight box.
 
     Joints that are not `valid` or not finite do not count. Where that leaves no root, or no two different joints, the
     square is NaN.
