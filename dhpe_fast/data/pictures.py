@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.data.backgrounds import soft_background
 from dhpe_fast.hand import HandModel, Pinhole, WeakPerspective
 from dhpe_fast.shading import SKIN, Lighting, round_off, shade
 
@@ -53,17 +54,43 @@ def draw_hand(
     """
     tone = rng.uniform() if tone is None else tone
     colors = _skin_colors(model, tone, rng)
+    layer = hand_layer(model, verts_m, camera, image_size, colors, random_light(rng))
+    return sensor_image(lay_over(soft_background(image_size, rng), layer, shadow=0.45), rng)
+
+
+def hand_layer(
+    model: HandModel,
+    verts_m: Tensor,  # (778, 3) camera frame
+    camera: WeakPerspective | Pinhole,
+    image_size: tuple[int, int],
+    colors: Tensor,  # (778, 3) albedo
+    light: Lighting,
+) -> np.ndarray:
+    """The lit hand and its forearm alone: float32 (H, W, 4), sRGB and straight alpha."""
     points_m, faces, colors = _with_forearm(model, verts_m, colors)
     points_m, faces, colors = round_off(points_m, faces, colors)
-    layer = shade(points_m, faces, camera, image_size, material=SKIN, lighting=_light(rng), vertex_colors=colors)
-    picture = _background(image_size, rng)
+    return shade(points_m, faces, camera, image_size, material=SKIN, lighting=light, vertex_colors=colors)
+
+
+def skin_colors(model: HandModel, rng: np.random.Generator) -> Tensor:
+    """Random albedo of the vertices (778, 3)."""
+    return _skin_colors(model, rng.uniform(), rng)
+
+
+def lay_over(
+    picture: np.ndarray,  # (H, W, 3) in [0, 1]
+    layer: np.ndarray,  # (H, W, 4)
+    *,
+    shadow: float = 0.0,
+) -> np.ndarray:
+    """A layer before a picture, on which it may cast a soft shadow of the given darkness."""
     alpha = layer[..., 3:]
-    size_px = float(np.sqrt(alpha.sum()))
-    shadow = cv2.warpAffine(alpha, np.float32([[1, 0, 0.12 * size_px], [0, 1, 0.16 * size_px]]), alpha.shape[1::-1])
-    shadow = cv2.GaussianBlur(shadow, (0, 0), max(1.0, 0.10 * size_px))[..., None]
-    picture = picture * (1 - 0.45 * shadow)
-    picture = picture * (1 - alpha) + layer[..., :3] * alpha
-    return _sensor(picture, rng)
+    if shadow:
+        size_px = float(np.sqrt(alpha.sum()))
+        moved = np.float32([[1, 0, 0.12 * size_px], [0, 1, 0.16 * size_px]])
+        shade_map = cv2.warpAffine(alpha, moved, alpha.shape[1::-1])
+        picture = picture * (1 - shadow * cv2.GaussianBlur(shade_map, (0, 0), max(1.0, 0.10 * size_px))[..., None])
+    return picture * (1 - alpha) + layer[..., :3] * alpha
 
 
 def _skin_colors(model: HandModel, tone: float, rng: np.random.Generator) -> Tensor:
@@ -112,7 +139,7 @@ def _with_forearm(model: HandModel, verts_m: Tensor, colors: Tensor) -> tuple[Te
     return points_m, torch.cat(faces), torch.cat([colors, forearm])
 
 
-def _light(rng: np.random.Generator) -> Lighting:
+def random_light(rng: np.random.Generator) -> Lighting:
     """A key light from above, in front and to one side; warm or cool; and a fill light across from it."""
     side = rng.choice((-1.0, 1.0))
     key = (side * rng.uniform(0.3, 1.0), -rng.uniform(0.4, 1.0), -rng.uniform(0.45, 1.0))
@@ -130,37 +157,7 @@ def _light(rng: np.random.Generator) -> Lighting:
     )
 
 
-def _background(image_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Soft patches of muted colours, out of focus, and a vignette; float32 (H, W, 3) in [0, 1]."""
-    height, width = image_size
-    coarse = 48
-    canvas = np.empty((coarse, coarse, 3), np.float32)
-    hue, spread = rng.uniform(0, 1), rng.uniform(0.05, 0.20)
-    top, bottom = (_muted(hue + rng.normal(0, spread), rng) for _ in range(2))
-    ramp = np.linspace(0, 1, coarse, dtype=np.float32)[:, None, None]
-    canvas[:] = top * (1 - ramp) + bottom * ramp
-    for _ in range(rng.integers(5, 12)):
-        x, y, radius = rng.uniform(0, coarse), rng.uniform(0, coarse), rng.uniform(3, 16)
-        patch = canvas.copy()
-        color = tuple(float(channel) for channel in _muted(hue + rng.normal(0, spread), rng))
-        if rng.random() < 0.5:
-            cv2.circle(patch, (int(x), int(y)), int(radius), color, cv2.FILLED)
-        else:
-            corner = (int(x + radius), int(y + rng.uniform(0.3, 2) * radius))
-            cv2.rectangle(patch, (int(x), int(y)), corner, color, cv2.FILLED)
-        canvas += rng.uniform(0.2, 0.6) * (cv2.GaussianBlur(patch, (0, 0), rng.uniform(1.0, 3.5)) - canvas)
-    canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_CUBIC)
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    vignette = 1 - 0.22 * np.clip(x * x + y * y, 0, 2)[..., None] / 2
-    return np.clip(canvas * vignette, 0, 1).astype(np.float32)
-
-
-def _muted(hue: float, rng: np.random.Generator) -> np.ndarray:
-    hsv = np.float32([[[360 * (hue % 1), rng.uniform(0.08, 0.35), rng.uniform(0.25, 0.85)]]])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
-
-
-def _sensor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sensor_image(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a small camera makes of it: a slight blur and noise."""
     picture = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 0.45)
     noise = rng.normal(0, 0.009, picture.shape[:2])[..., None] + rng.normal(0, 0.004, picture.shape)

@@ -1,0 +1,164 @@
+"""The generated data set: RHD's layout read by hand, labels against the pictures, and the rules of writing it."""
+
+from __future__ import annotations
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dhpe_fast.data import synthetic
+from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, write_synthetic
+from dhpe_fast.rotation import quaternion_to_matrix
+
+RIGHT, LEFT = slice(21, 42), slice(0, 21)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthetic") / "set"
+    write_synthetic(root, 5, 2, seed=3, size_px=96, workers=1)
+    return root
+
+
+def annotations(root, split):
+    return pickle.loads((root / split / f"anno_{split}.pickle").read_bytes())
+
+
+def test_layout(written):
+    files = sorted(str(file.relative_to(written)) for file in written.rglob("*") if file.is_file())
+    expected = [
+        f"{split}/{kind}/{number:05d}.png"
+        for split, count in (("training", 5), ("evaluation", 2))
+        for kind in ("color", "mask", "depth")
+        for number in range(count)
+    ]
+    assert files == sorted([*expected, "training/anno_training.pickle", "evaluation/anno_evaluation.pickle"])
+
+
+@pytest.mark.parametrize("split", ["training", "evaluation"])
+def test_annotations_are_those_of_rhd(written, split):
+    found = annotations(written, split)
+    assert list(found) == list(range(len(found)))
+    for label in found.values():
+        assert {key: (value.shape, value.dtype.kind) for key, value in label.items()} == {
+            "xyz": ((42, 3), "f"),
+            "uv_vis": ((42, 3), "f"),
+            "K": ((3, 3), "f"),
+        }
+        assert (label["xyz"][:, 2] > 0.05).all()
+        projected = label["xyz"] @ label["K"].T
+        np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], label["uv_vis"][:, :2], atol=2e-2)
+        assert set(label["uv_vis"][:, 2]) <= {0.0, 1.0}
+
+
+def test_images_masks_and_depths_agree(written):
+    for number, label in annotations(written, "training").items():
+        color = cv2.imread(str(written / f"training/color/{number:05d}.png"), cv2.IMREAD_UNCHANGED)
+        mask = cv2.imread(str(written / f"training/mask/{number:05d}.png"), cv2.IMREAD_UNCHANGED)
+        depth = cv2.imread(str(written / f"training/depth/{number:05d}.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+        assert (color.shape, mask.shape, depth.shape) == ((96, 96, 3), (96, 96), (96, 96, 3))
+        depth_m = 5 * (256.0 * depth[..., 0] + depth[..., 1]) / 65535
+        hand = mask > 1
+        assert hand.any()
+        near, far = label["xyz"][label["uv_vis"][:, 2] == 1][:, 2].min(), label["xyz"][:, 2].max()
+        assert depth_m[hand].min() > near - 0.05
+        assert depth_m[hand].max() < far + 0.05
+        assert (depth_m[mask == 0] > 0).all()
+
+
+def test_visible_joints_lie_on_their_part_of_the_mask():
+    """RHD: a finger's three parts and joints go from tip to base; the thumb first, the palm last."""
+    hits, total = 0, 0
+    for number in range(12):
+        scene = draw_scene(Recipe(seed=1, size_px=128, max_angle_deg=40), "training", number)
+        for first_id, part in ((2, LEFT), (18, RIGHT)):
+            for finger in range(5):
+                for joint, segment in ((1, 0), (2, 0), (3, 1)):  # tip, DIP, PIP lie on or between these parts
+                    u, v, visible = scene.uv_vis[part][1 + 4 * finger + joint - 1]
+                    if not visible:
+                        continue
+                    window = scene.mask[max(0, int(v) - 3) : int(v) + 4, max(0, int(u) - 3) : int(u) + 4]
+                    hits += bool((window == first_id + 3 * finger + segment).any())
+                    total += 1
+    assert total > 60
+    assert hits / total > 0.9
+
+
+def test_a_scene_depends_on_seed_split_and_number_only(tmp_path):
+    recipe = Recipe(seed=5, size_px=64)
+    first, again = draw_scene(recipe, "training", 1), draw_scene(recipe, "training", 1)
+    np.testing.assert_array_equal(first.image, again.image)
+    others = [draw_scene(Recipe(6, 64), "training", 1), draw_scene(recipe, "evaluation", 1)]
+    assert all((other.xyz_m != first.xyz_m).any() for other in [*others, draw_scene(recipe, "training", 2)])
+    write_synthetic(tmp_path / "two", 16, 0, seed=5, size_px=64, workers=2)
+    image = cv2.imread(str(tmp_path / "two/training/color/00001.png"))[..., ::-1]
+    np.testing.assert_array_equal(image, first.image)
+
+
+def test_labels_of_a_hand_that_is_not_in_the_picture_stay_true_and_outside():
+    outside = 0
+    for number in range(8):
+        scene = draw_scene(Recipe(seed=2, size_px=64), "training", number)
+        for ids, part in ((range(2, 18), LEFT), (range(18, 34), RIGHT)):
+            if not np.isin(scene.mask, list(ids)).any() and not scene.uv_vis[part][:, 2].any():
+                outside += (scene.uv_vis[part][:, 0] < 0).all()
+                assert (scene.xyz_m[part][:, 2] > 0).all()
+    assert outside >= 3
+
+
+@pytest.mark.parametrize(("side", "fingers"), [("right", -1.0), ("left", 1.0)])
+def test_hands_are_upright_unless_turned(side, fingers):
+    rng = np.random.default_rng(0)
+    palms = set()
+    for _ in range(20):
+        rotation = quaternion_to_matrix(random_orientation(side, 0.0, rng))
+        up = rotation @ torch.tensor([fingers, 0, 0], dtype=torch.float64)
+        torch.testing.assert_close(up, torch.tensor([0, -1.0, 0], dtype=torch.float64))
+        palm = rotation @ torch.tensor([0, -1.0, 0], dtype=torch.float64)
+        assert abs(float(palm[2])) == pytest.approx(1)
+        palms.add(round(float(palm[2])))
+    assert palms == {-1, 1}
+
+
+def test_the_largest_angle_holds():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rotation = quaternion_to_matrix(random_orientation("right", 30.0, rng))
+        up = rotation @ torch.tensor([-1.0, 0, 0], dtype=torch.float64)
+        assert float(up[1]) <= -np.cos(np.deg2rad(30)) + 1e-9
+
+
+def test_photographs_as_backgrounds(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "one.png"), np.full((50, 80, 3), (10, 200, 10), np.uint8))
+    scene = draw_scene(Recipe(size_px=64, backgrounds=(folder / "one.png",)), "training", 0)
+    empty = (scene.mask == 0) & (scene.image[..., 1] > 150) & (scene.image[..., 0] < 60)
+    assert empty.mean() > 0.2
+
+
+def test_nothing_is_left_of_a_set_that_failed(tmp_path, monkeypatch):
+    def broken(job):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(synthetic, "_write_image", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_synthetic(tmp_path / "set", 2, 0, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_arguments(tmp_path, written):
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_synthetic(written, 1, 1)
+    with pytest.raises(ValueError, match="n_training"):
+        write_synthetic(tmp_path / "a", 0, 0)
+    with pytest.raises(ValueError, match="size_px"):
+        write_synthetic(tmp_path / "a", 1, 0, size_px=8)
+    with pytest.raises(ValueError, match="max_angle_deg"):
+        write_synthetic(tmp_path / "a", 1, 0, max_angle_deg=200)
+    with pytest.raises(ValueError, match="no image"):
+        write_synthetic(tmp_path / "a", 1, 0, backgrounds=tmp_path)
+    assert not (tmp_path / "a").exists()
