@@ -1,0 +1,260 @@
+"""Self-supervised data augmentation (paper, Sec. 3.5): new views of hands that the networks have just seen.
+
+A predicted mesh tells which surface point each pixel of its image shows. With that as a texture, the hand is drawn
+again with another shape, from another side, before another background; its mask and skeleton are then exact. New
+instances are kept as a few numbers and drawn when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize
+
+from dhpe_fast.conventions import H_LAYOUT, H_SIZE, MIDDLE_MCP, N_SHAPE
+from dhpe_fast.data.backgrounds import random_background
+from dhpe_fast.hand import HandModel
+from dhpe_fast.ops import interpolate, rasterize, sample_texture
+from dhpe_fast.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
+
+SHAPE_RANGE = 3.0
+"""Shapes are drawn uniformly from this many standard deviations either way."""
+BOX_MARGIN = 1.5
+"""Side of the crop by that of the hand's tight box, as in Eq. 8."""
+
+_SURFACE = 0.04
+"""Surfaces closer together than this, in crop units (about 4 mm), hide no point of each other."""
+_GRAZING = (0.10, 0.35)
+"""A surface seen at the lower cosine or less gives no colour; from the upper on it gives all."""
+_SMOOTHING = 0.05
+"""Weight of equal colours at both ends of an edge, against the observed colours."""
+_SUPERSAMPLE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class HandTexture:
+    """What B hands look like, taken from an image of each."""
+
+    images: Tensor
+    """(B, H, W, 3) the images"""
+    depth: Tensor
+    """(B, H, W, 1) of the nearest surface, crop units; 0 beside the hand"""
+    vertex_values: Tensor
+    """(B, 778, 7) where each vertex was (u, v in [0, 1], depth), how well it was seen, in [0, 1], and its colour;
+    vertices that were not seen take on the colours around them"""
+
+
+class TextureRenderer:
+    """f_TRen: colours from one view of a hand, pictures of another. Differentiable in colours and vertices."""
+
+    def __init__(self, hand: HandModel) -> None:
+        """Takes the hand whose meshes are to be drawn."""
+        self.faces = hand.faces
+        adjacency = torch.zeros(len(hand.v_template), len(hand.v_template), device=self.faces.device)
+        corners = hand.faces.long()
+        for a, b in ((0, 1), (1, 2), (2, 0)):
+            adjacency[corners[:, a], corners[:, b]] = 1.0
+            adjacency[corners[:, b], corners[:, a]] = 1.0
+        self._graph_laplacian = torch.diag(adjacency.sum(1)) - adjacency
+
+    def texture(
+        self,
+        images: Tensor,  # (B, 3, H, W) in [0, 1]
+        verts: Tensor,  # (B, 778, 3) crop frame
+    ) -> HandTexture:
+        """Reads the colours of hands off their images.
+
+        A vertex is seen if no surface lies before it and its own does not turn away. The colours of the others are
+        the smoothest continuation over the mesh: the minimum of the squared differences along its edges.
+        """
+        height, width = images.shape[-2:]
+        verts_px = _to_pixels(verts, height, width)
+        seen_mesh = rasterize(verts_px.detach(), self.faces, (height, width))
+        pictures, depth = images.permute(0, 2, 3, 1), seen_mesh.depth[..., None].detach()
+        uv = verts_px[..., :2] / verts.new_tensor((width, height))
+        colors = sample_texture(pictures, uv[:, None])[:, 0]  # (B, 778, 3)
+        surface = sample_texture(depth, uv[:, None].detach())[:, 0]
+        in_front = (verts[..., 2:] < surface + _SURFACE) & (surface != 0)
+        inside = ((uv > 0) & (uv < 1)).all(-1, keepdim=True)
+        facing = -_vertex_normals(verts.detach(), self.faces)[..., 2:]
+        low, high = _GRAZING
+        seen = ((facing - low) / (high - low)).clamp(0, 1) * (in_front & inside)
+        colors = self._filled(colors, seen)
+        return HandTexture(pictures, depth, torch.cat([uv, verts[..., 2:], seen, colors], dim=-1))
+
+    def render(
+        self,
+        texture: HandTexture,
+        verts: Tensor,  # (B, 778, 3) crop frame
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws hands with these colours.
+
+        Returns:
+            The pictures (B, 3, size, size), black beside the hand and premultiplied by the coverage (B, size, size).
+        """
+        fine = _SUPERSAMPLE * size
+        seen = rasterize(_to_pixels(verts, fine, fine), self.faces, (fine, fine))
+        values = interpolate(texture.vertex_values, self.faces, seen)
+        uv, depth, weight, colors = values.split([2, 1, 1, 3], dim=-1)
+        direct = sample_texture(texture.images, uv)
+        # A face whose corners were seen may still have been crossed by a finger.
+        surface = sample_texture(texture.depth, uv.detach())
+        weight = weight * ((depth < surface + _SURFACE) & (surface != 0))
+        covered = (seen.face_index >= 0)[..., None].to(verts.dtype)
+        rgb = (weight * direct + (1 - weight) * colors) * covered
+        layers = avg_pool2d(torch.cat([rgb, covered], dim=-1).permute(0, 3, 1, 2), _SUPERSAMPLE)
+        return layers[:, :3], layers[:, 3]
+
+    def _filled(self, colors: Tensor, seen: Tensor) -> Tensor:
+        """Minimises sum_i seen_i |c_i - colors_i|^2 + smoothing * sum_edges |c_i - c_j|^2."""
+        # A little of the mean colour everywhere: a hand of which nothing was seen has a solution, too.
+        mean = (seen * colors).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1e-6)
+        floor = 1e-4
+        matrix = torch.diag_embed(seen[..., 0] + floor) + _SMOOTHING * self._graph_laplacian.to(seen)
+        return torch.linalg.solve(matrix, seen * colors + floor * mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """New instances of training hands, N of them, on the CPU."""
+
+    source: Tensor
+    """(N,) int64, the training crop that showed the hand"""
+    epoch: Tensor
+    """(N,) int64, the epoch in which it did"""
+    number: Tensor
+    """(N,) int64, which of the instances of this seed"""
+    h: Tensor
+    """(N, 63) what the networks predicted for it"""
+    betas: Tensor
+    """(N, 10) the new shape"""
+    turn: Tensor
+    """(N, 4) the quaternion by which it is turned further"""
+
+    @classmethod
+    def empty(cls) -> Instances:
+        """None at all."""
+        ids = torch.zeros(0, dtype=torch.int64)
+        return cls(ids, ids, ids, torch.zeros(0, H_SIZE), torch.zeros(0, N_SHAPE), torch.zeros(0, 4))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Instances:
+        """Those of ``state``."""
+        return cls(**state)
+
+    def state(self) -> dict[str, Tensor]:
+        """Plain tensors, for a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: slice | Tensor) -> Instances:
+        return Instances(**{name: value[index] for name, value in self.state().items()})
+
+    def __add__(self, other: Instances) -> Instances:
+        mine, theirs = self.state(), other.state()
+        return Instances(**{name: torch.cat([mine[name], theirs[name]]) for name in mine})
+
+    def newest(self, count: int) -> Instances:
+        """The last `count`, in an order that does not depend on who proposed them: by epoch, source and number."""
+        order = np.lexsort((self.number.numpy(), self.source.numpy(), self.epoch.numpy()))
+        return self[torch.from_numpy(order[max(0, len(order) - count) :])]
+
+
+def propose_instances(
+    h: Tensor,  # (B, 63) predictions, on the CPU
+    source: Tensor,  # (B,) int64
+    *,
+    epoch: int,
+    n_per_seed: int,
+    seed: int,
+) -> Instances:
+    """Draws new instances for each predicted hand; predictions that are not finite have none.
+
+    Betas are uniform within ``SHAPE_RANGE`` standard deviations; the turn is a rotation about x, y and z, each by an
+    angle uniform in [0, 2 pi]. Pose and texture stay (Sec. 3.5). They depend on `seed`, epoch, source and number only.
+    """
+    rows = [row for row in range(len(h)) for _ in range(n_per_seed) if bool(h[row].isfinite().all())]
+    numbers = [k for row in range(len(h)) for k in range(n_per_seed) if bool(h[row].isfinite().all())]
+    if not rows:
+        return Instances.empty()
+    drawn = np.stack(
+        [
+            np.random.default_rng((seed, epoch, int(source[row]), number)).uniform(-1, 1, N_SHAPE + 3)
+            for row, number in zip(rows, numbers, strict=True)
+        ]
+    )
+    angles = torch.from_numpy((drawn[:, N_SHAPE:] + 1) * np.pi)
+    about = [axis_angle_to_matrix(torch.eye(3, dtype=angles.dtype)[k] * angles[:, k : k + 1]) for k in range(3)]
+    return Instances(
+        source=source[rows].clone(),
+        epoch=torch.full((len(rows),), epoch),
+        number=torch.tensor(numbers),
+        h=h[rows].float(),
+        betas=torch.from_numpy(SHAPE_RANGE * drawn[:, :N_SHAPE]).float(),
+        turn=matrix_to_quaternion(about[0] @ about[1] @ about[2]).float(),
+    )
+
+
+def instance_params(instances: Instances, hand: HandModel) -> Tensor:
+    """H (N, 63) of the new hands, which fill their crops as Eq. 8 asks: the root at the centre, a margin around."""
+    h = instances.h.clone()
+    h[:, H_LAYOUT["shape"]] = instances.betas
+    rotation = quaternion_to_matrix(instances.turn) @ quaternion_to_matrix(instances.h[:, H_LAYOUT["quat"]])
+    h[:, H_LAYOUT["quat"]] = matrix_to_quaternion(rotation)
+    h[:, H_LAYOUT["scale"]] = 1.0
+    h[:, H_LAYOUT["trans"]] = 0.0
+    joints = hand.regress_joints(hand.decode(h).verts_m)
+    extent = (joints.amax(1) - joints.amin(1))[:, :2].amax(1, keepdim=True)
+    scale = 2 / (BOX_MARGIN * extent)
+    h[:, H_LAYOUT["scale"]] = scale
+    h[:, H_LAYOUT["trans"]] = -scale * joints[:, MIDDLE_MCP]
+    return h
+
+
+def draw_instances(
+    images: Tensor,  # (N, 3, S, S) in [0, 1], the crops that `instances` come from
+    instances: Instances,
+    hand: HandModel,
+    backgrounds: Sequence[Path] = (),
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws new instances, on the CPU.
+
+    Returns:
+        Images (N, 3, S, S) in [0, 1], masks (N, S, S) of 0 and 1, and the joints (N, 21, 3) in the new crop frame,
+        regressed from the mesh, depth 0 at the middle MCP.
+    """
+    renderer, size = TextureRenderer(hand), images.shape[-1]
+    texture = renderer.texture(images, hand.decode(instances.h).verts_m)
+    verts = hand.decode(instance_params(instances, hand)).verts_m
+    rgb, coverage = renderer.render(texture, verts, size)
+    behind = []
+    for row in range(len(instances)):
+        numbers = (seed, int(instances.epoch[row]), int(instances.source[row]), int(instances.number[row]), 1)
+        picture = random_background((size, size), np.random.default_rng(numbers), backgrounds)
+        behind.append(torch.from_numpy(picture).permute(2, 0, 1))
+    background = torch.stack(behind).to(images) if behind else torch.zeros_like(images)
+    drawn = rgb + (1 - coverage[:, None]) * background
+    return drawn.clamp(0, 1), (coverage >= 0.5).to(images), hand.regress_joints(verts)
+
+
+def _to_pixels(verts: Tensor, height: int, width: int) -> Tensor:
+    half = verts.new_tensor((0.5 * width, 0.5 * height))
+    return torch.cat([(verts[..., :2] + 1) * half, verts[..., 2:]], dim=-1)
+
+
+def _vertex_normals(verts: Tensor, faces: Tensor) -> Tensor:  # (B, 778, 3)
+    corners = verts[:, faces.long()]  # (B, F, 3, 3)
+    across = torch.linalg.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
+    normals = torch.zeros_like(verts)
+    for corner in range(3):
+        normals.index_add_(1, faces[:, corner].long(), across)
+    return normalize(normals, dim=-1)

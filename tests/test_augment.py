@@ -1,0 +1,171 @@
+"""New views of a hand: the colours it keeps, the numbers it is drawn from, and the labels that come with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dhpe_fast.augment import (
+    SHAPE_RANGE,
+    Instances,
+    TextureRenderer,
+    draw_instances,
+    instance_params,
+    propose_instances,
+)
+from dhpe_fast.conventions import H_LAYOUT, MIDDLE_MCP
+from dhpe_fast.data import render_hands
+from dhpe_fast.ops import rasterize
+from dhpe_fast.rotation import axis_angle_to_quaternion, quaternion_to_matrix
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Crops of pictures whose answer is known: images (B, 3, S, S), h (B, 63), and the model."""
+    hands = render_hands(3, seed=5, image_size=(192, 192), pictures=True)
+    crops = [torch.from_numpy(hand.crop.crop_image(hand.image, SIZE)).permute(2, 0, 1).float() / 255 for hand in hands]
+    return torch.stack(crops), torch.cat([hand.params.packed() for hand in hands]), hands[0].model
+
+
+def proposals(seen, n_per_seed=2) -> Instances:
+    return propose_instances(seen[1], torch.arange(len(seen[1])), epoch=4, n_per_seed=n_per_seed, seed=0)
+
+
+def test_a_hand_drawn_from_where_it_was_seen_looks_as_it_did(seen):
+    images, h, model = seen
+    renderer, verts = TextureRenderer(model), model.decode(h).verts_m
+    drawn, coverage = renderer.render(renderer.texture(images, verts), verts, SIZE)
+    inside = coverage == 1
+    assert inside.sum() > 0.05 * inside.numel()
+    difference = (drawn - images).abs().amax(1)[inside]
+    assert float(difference.median()) < 0.02
+    assert float(difference.quantile(0.8)) < 0.1
+
+
+def test_colours_stay_on_the_skin_when_the_hand_turns(seen):
+    """Each vertex gets a colour that tells which it is; from another side it must be found where that vertex is."""
+    _, h, model = seen
+    verts = model.decode(h[:1]).verts_m
+    template = model.v_template
+    marks = (template - template.min(0).values) / (template.max(0).values - template.min(0).values)
+    renderer = TextureRenderer(model)
+    image, coverage = painted(model, verts, marks)
+    texture = renderer.texture((image + (1 - coverage) * 0.5), verts)
+    turn = quaternion_to_matrix(axis_angle_to_quaternion(torch.tensor([[0.0, 0.35, 0.0]])))
+    verts_turned = verts @ turn.transpose(-1, -2)
+    drawn, alpha = renderer.render(texture, verts_turned, SIZE)
+    expected, _ = painted(model, verts_turned, marks)
+    inside = alpha[0] == 1
+    difference = (drawn - expected).abs().amax(1)[0][inside]
+    # The sides that come into view are guessed; the rest is known.
+    assert float(difference.quantile(0.6)) < 0.08
+
+
+def painted(model, verts, colors):
+    size = 2 * SIZE
+    verts_px = torch.cat([(verts[..., :2] + 1) * size / 2, verts[..., 2:]], -1)
+    fragments = rasterize(verts_px, model.faces, size)
+    face = fragments.face_index[0].long().clamp_min(0)
+    picture = (colors[model.faces.long()][face] * fragments.bary[0][..., None]).sum(-2).permute(2, 0, 1)[None]
+    covered = (fragments.face_index >= 0).float()[:, None]
+    pool = torch.nn.functional.avg_pool2d
+    return pool(picture * covered, 2), pool(covered, 2)
+
+
+def test_hidden_skin_takes_on_the_colours_around_it(seen):
+    images, h, model = seen
+    texture = TextureRenderer(model).texture(images, model.decode(h).verts_m)
+    weight, colors = texture.vertex_values[..., 3], texture.vertex_values[..., 4:]
+    for hand in range(len(h)):
+        shown, hidden = colors[hand][weight[hand] > 0.9], colors[hand][weight[hand] == 0]
+        assert len(shown) > 50
+        assert len(hidden) > 100
+        low, high = shown.amin(0) - 0.02, shown.amax(0) + 0.02
+        assert ((hidden >= low) & (hidden <= high)).all()
+
+
+def test_a_hand_beside_the_image_has_finite_colours(seen):
+    images, h, model = seen
+    verts = model.decode(h).verts_m + torch.tensor((9.0, 0, 0))
+    texture = TextureRenderer(model).texture(images, verts)
+    assert texture.vertex_values.isfinite().all()
+    assert (texture.vertex_values[..., 3] == 0).all()
+
+
+def test_colours_and_vertices_receive_gradients(seen):
+    images, h, model = seen
+    images = images[:1].clone().requires_grad_()
+    verts = model.decode(h[:1]).verts_m.detach().requires_grad_()
+    renderer = TextureRenderer(model)
+    drawn, _ = renderer.render(renderer.texture(images, verts.detach()), verts, SIZE)
+    (drawn * torch.rand_like(drawn)).sum().backward()
+    for leaf in (images, verts):
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.abs().sum() > 0
+
+
+def test_proposals_are_uniform_in_shape_and_angle_and_keep_the_pose(seen):
+    h = seen[1][:1].expand(400, 63)
+    found = propose_instances(h, torch.arange(400), epoch=2, n_per_seed=3, seed=1)
+    assert len(found) == 1200
+    betas = found.betas.numpy()
+    assert np.abs(betas).max() <= SHAPE_RANGE
+    deciles = np.histogram(betas, bins=10, range=(-SHAPE_RANGE, SHAPE_RANGE))[0] / betas.size
+    np.testing.assert_allclose(deciles, 0.1, atol=0.012)
+    # About the middle of three axes by a uniform angle: sin of it is the entry (0, 2) of Rx Ry Rz.
+    entry = quaternion_to_matrix(found.turn)[:, 0, 2].numpy()
+    assert abs((np.abs(entry) < np.sin(np.pi / 4)).mean() - 0.5) < 0.05
+    params = instance_params(found[:5], seen[2])
+    torch.testing.assert_close(params[:, H_LAYOUT["pose"]], h[:5, H_LAYOUT["pose"]])
+
+
+def test_proposals_do_not_depend_on_their_batch(seen):
+    together = proposals(seen)
+    alone = propose_instances(seen[1][1:2], torch.tensor([1]), epoch=4, n_per_seed=2, seed=0)
+    for name, value in alone.state().items():
+        torch.testing.assert_close(value, together.state()[name][2:4])
+
+
+def test_predictions_that_are_not_finite_are_no_seeds(seen):
+    h = seen[1].clone()
+    h[1, 3] = torch.nan
+    found = propose_instances(h, torch.arange(3), epoch=0, n_per_seed=2, seed=0)
+    assert found.source.tolist() == [0, 0, 2, 2]
+
+
+def test_new_hands_fill_their_crop_around_the_root(seen):
+    images, _, model = seen
+    found = proposals(seen)
+    drawn, masks, joints = draw_instances(images[found.source], found, model)
+    assert drawn.shape == (6, 3, SIZE, SIZE)
+    assert drawn.amin() >= 0
+    assert drawn.amax() <= 1
+    torch.testing.assert_close(joints[:, MIDDLE_MCP], torch.zeros(6, 3), atol=1e-5, rtol=0)
+    extent = (joints.amax(1) - joints.amin(1))[:, :2].amax(1)
+    torch.testing.assert_close(extent, torch.full((6,), 2 / 1.5))
+    verts = model.decode(instance_params(found, model)).verts_m
+    verts_px = torch.cat([(verts[..., :2] + 1) * SIZE / 2, verts[..., 2:]], -1)
+    hard = (rasterize(verts_px, model.faces, SIZE).face_index >= 0).float()
+    assert float((masks != hard).float().mean()) < 0.02
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_same_numbers_give_the_same_picture(seen):
+    images, _, model = seen
+    found = proposals(seen)
+    first = draw_instances(images[found.source], found, model)
+    again = draw_instances(images[found.source[2:3]], Instances.from_state(found.state())[2:3], model)
+    torch.testing.assert_close(again[0][0], first[0][2])
+
+
+def test_the_pool_keeps_the_newest_in_an_order_of_its_own(seen):
+    old, new = proposals(seen), propose_instances(seen[1], torch.arange(3), epoch=5, n_per_seed=1, seed=0)
+    one, other = (new + old).newest(5), (old[torch.tensor([5, 1, 0, 4, 2, 3])] + new).newest(5)
+    assert one.epoch.tolist() == [4, 4, 5, 5, 5]
+    for name, value in one.state().items():
+        torch.testing.assert_close(value, other.state()[name])
+    assert len(Instances.empty() + old) == 6
+    assert len(Instances.empty().newest(3)) == 0
