@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from dhpe_fast.fit import fit
     from dhpe_fast.hand import HandModel, HandParams
     from dhpe_fast.hand_fit import HandFit
+    from dhpe_fast.nets import DHPE
 
-__all__ = ["HandFit", "HandModel", "HandParams", "__version__", "fit"]
+__all__ = ["DHPE", "HandFit", "HandModel", "HandParams", "__version__", "fit"]
 
 _HOME = {
+    "DHPE": "dhpe_fast.nets",
     "HandFit": "dhpe_fast.hand_fit",
     "HandModel": "dhpe_fast.hand",
     "HandParams": "dhpe_fast.hand",

@@ -72,7 +72,11 @@ except ImportError as error:
 def test_every_import_is_declared():
     """Of other packages than these, only optional ones are imported, each where its absence is explained."""
     declared = {"torch", "numpy", "cv2", "trimesh", "typer", "dhpe_fast"}
-    optional = {"hand/builder": {"scipy"}, "evidence/mediapipe.py": {"mediapipe"}}
+    optional = {
+        "hand/builder": {"scipy"},
+        "evidence/mediapipe.py": {"mediapipe"},
+        "nets/imagenet_weights.py": {"safetensors"},
+    }
     package = Path(dhpe_fast.__file__).parent
     for path in sorted(package.rglob("*.py")):
         where = path.relative_to(package).as_posix()

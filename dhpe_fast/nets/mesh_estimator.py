@@ -1,0 +1,182 @@
+"""f_E3D = (f_J3D, f_Ref): from 2D evidence to a hand, in three iterations (paper, Sec. 3.2, Eqs. 4 to 6).
+
+Both networks are one fully-connected layer. What enters them is of the order of one: 2D joints and f_Reg(v') as
+fractions of the crop, where the crop spans [0, 1] (Eq. 8), h as it is. They start at weights a hundredth of Xavier's
+(as the last layer of Kanazawa et al. 2018) and from biases that already give a hand, see ``initial_hand``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dhpe_fast.conventions import CROP_SIZE_PX, H_LAYOUT, H_SIZE, MIDDLE_MCP, N_JOINTS_STD
+from dhpe_fast.hand import HandModel, HandParams
+from dhpe_fast.nets.projector import check_joint0, decode_verts, regress_joints
+from dhpe_fast.nets.results import Evidence, MeshEstimate, MeshStep
+
+JOINTS2D_SIZE = 2 * N_JOINTS_STD
+JOINTS3D_SIZE = 3 * N_JOINTS_STD
+
+FIRST_GAIN = 0.01
+"""Of the layers' first weights, times Xavier's."""
+CROP_MARGIN = 1.5
+"""Side of the paper's crop by the longer side of the tight box of the 2D joints (Eq. 8)."""
+UPRIGHT = {"right": (0.5, 0.5, 0.5, 0.5), "left": (0.5, 0.5, -0.5, -0.5)}
+"""The rotation (w, x, y, z) which shows a hand in the model frame upright in the crop, its palm to the camera.
+
+Fingers turn from -x (left hand: +x) to -y, up; the palm's normal from -y to -z. The thumb of a right hand is at the
+right then, as when one looks at one's own palm.
+"""
+
+
+class ParamRegressor(nn.Linear):
+    """f_J3D: [F(x), j_2D, h(t)] to the offset of h, one layer of (n_features + 42 + 63) x 63 weights (Eq. 5).
+
+    Without `use_joints2d`, j_2D is left out, as in Kanazawa et al. (2018).
+    """
+
+    def __init__(self, n_features: int, use_joints2d: bool = True) -> None:
+        super().__init__(n_features + (JOINTS2D_SIZE if use_joints2d else 0) + H_SIZE, H_SIZE)
+        self.use_joints2d = use_joints2d
+        nn.init.xavier_uniform_(self.weight, gain=FIRST_GAIN)
+        nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        features: Tensor,  # (B, n_features)
+        joints2d: Tensor,  # (B, 21, 2) in the unit interval
+        h: Tensor,  # (B, 63)
+    ) -> Tensor:
+        """Delta h (B, 63)."""
+        parts = [features, joints2d.flatten(1), h] if self.use_joints2d else [features, h]
+        return super().forward(torch.cat(parts, dim=1))
+
+
+class Joints2dRefiner(nn.Linear):
+    """f_Ref: [j'_2D(t), F(x), h'(t), f_Reg(v')] to j'_2D(t + 1), one layer of (42 + n_features + 63 + 63) x 42 weights.
+
+    It starts by returning the joints which it is given, but for its small other weights.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(JOINTS2D_SIZE + n_features + H_SIZE + JOINTS3D_SIZE, JOINTS2D_SIZE)
+        nn.init.xavier_uniform_(self.weight, gain=FIRST_GAIN)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight[:, :JOINTS2D_SIZE] += torch.eye(JOINTS2D_SIZE)
+
+    def forward(
+        self,
+        joints2d: Tensor,  # (B, 21, 2) in the unit interval
+        features: Tensor,  # (B, n_features)
+        h: Tensor,  # (B, 63)
+        joints_norm: Tensor,  # (B, 21, 3) in the unit interval
+    ) -> Tensor:
+        """Joints (B, 21, 2) in the unit interval, by the input of Eq. 6."""
+        z = torch.cat([joints2d.flatten(1), features, h, joints_norm.flatten(1)], dim=1)
+        return super().forward(z).unflatten(1, (N_JOINTS_STD, 2))
+
+
+class MeshEstimator(nn.Module):
+    """f_E3D: three times an offset of h by f_J3D, a mesh, and joints refined by f_Ref.
+
+    It computes in the precision of its weights, under autocast as well: its layers are small, and parameters of a hand
+    rounded to bfloat16 move the mesh by pixels.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        hand: HandModel,
+        iterations: int = 3,
+        *,
+        image_size: int = CROP_SIZE_PX,
+        use_joints2d: bool = True,
+        use_refiner: bool = True,
+        joint0: str = "palm",
+    ) -> None:
+        """The biases of f_J3D are such that the first estimate is close to ``initial_hand``.
+
+        Args:
+            n_features: length of F(x).
+            hand: the model which is posed; kept as a submodule, it has constants only.
+            iterations: 3 in the paper.
+            image_size: side of the crop in pixels.
+            use_joints2d: give j'_2D(t) to f_J3D; False is an ablation of the paper (Fig. 5e).
+            use_refiner: refine j'_2D by f_Ref; False is an ablation of the paper: they stay j_2D.
+            joint0: see :class:`~dhpe_fast.nets.projector.Projector`.
+
+        Raises:
+            ValueError: if `iterations` is less than 1 or `joint0` unknown.
+        """
+        super().__init__()
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise ValueError(f"iterations: expected a whole number >= 1, got {iterations!r}")
+        check_joint0(joint0)
+        self.hand = hand
+        self.iterations = iterations
+        self.image_size = image_size
+        self.joint0 = joint0
+        self.regressor = ParamRegressor(n_features, use_joints2d)
+        self.refiner = Joints2dRefiner(n_features) if use_refiner else None
+        with torch.no_grad():
+            start = HandParams.initial(hand).packed()
+            self.regressor.bias.copy_((initial_hand(hand, joint0).packed() - start)[0] / iterations)
+
+    def forward(
+        self,
+        evidence: Evidence,
+    ) -> MeshEstimate:
+        """h'(t) and j'_2D(t) of all iterations. Heat maps are not looked at.
+
+        Raises:
+            ValueError: if features or joints of the evidence have another shape.
+        """
+        features, joints2d_px = evidence.features, evidence.joints2d_px
+        self._check(features, joints2d_px)
+        dtype = self.regressor.weight.dtype
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(dtype)
+            joints2d = joints2d_px.to(dtype) / self.image_size
+            h = HandParams.initial(self.hand, len(features)).packed().to(dtype)
+            steps = []
+            for _ in range(self.iterations):
+                h = h + self.regressor(features, joints2d, h)  # Eq. 5
+                if self.refiner is not None:
+                    joints2d = self.refiner(joints2d, features, h, self._joints_norm(h).to(dtype))  # Eq. 6
+                steps.append(MeshStep(h, joints2d * self.image_size))
+            return MeshEstimate(tuple(steps))
+
+    def _joints_norm(self, h: Tensor) -> Tensor:
+        """f_Reg(v'), (B, 21, 3), where the crop spans [0, 1]; depth in the same unit, 1/2 at the root."""
+        return 0.5 * regress_joints(self.hand, decode_verts(self.hand, h), self.joint0) + 0.5
+
+    def _check(self, features: Tensor, joints2d_px: Tensor) -> None:
+        fixed = H_SIZE + (JOINTS2D_SIZE if self.regressor.use_joints2d else 0)
+        n_features = self.regressor.in_features - fixed
+        if features.dim() != 2 or features.shape[1] != n_features:
+            raise ValueError(f"evidence.features: expected (B, {n_features}), got {tuple(features.shape)}")
+        if joints2d_px.shape != (len(features), N_JOINTS_STD, 2):
+            raise ValueError(
+                f"evidence.joints2d_px: expected ({len(features)}, {N_JOINTS_STD}, 2) as the features, "
+                f"got {tuple(joints2d_px.shape)}"
+            )
+
+
+def initial_hand(hand: HandModel, joint0: str = "palm") -> HandParams:
+    """The hand which an untrained network sees in every crop: mean pose and shape, upright, palm to the camera; B = 1.
+
+    Placed as the paper crops: the middle MCP at the crop's centre and at depth zero, the crop's side 1.5 times the
+    longer side of the box around its 2D joints.
+    """
+    like = hand.hands_mean
+    params = HandParams.initial(hand).packed()
+    params[:, H_LAYOUT["quat"]] = like.new_tensor(UPRIGHT[hand.side])
+    params[:, H_LAYOUT["scale"]] = 1
+    joints_m = regress_joints(hand, decode_verts(hand, params), joint0)[0]
+    extent_m = (joints_m.amax(0) - joints_m.amin(0))[:2].max()
+    scale = 2 / (CROP_MARGIN * extent_m)
+    params[:, H_LAYOUT["scale"]] = scale
+    params[:, H_LAYOUT["trans"]] = -scale * joints_m[MIDDLE_MCP]
+    return HandParams.from_packed(params)
