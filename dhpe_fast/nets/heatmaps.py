@@ -113,10 +113,10 @@ def _parabola_top(
 ) -> Tensor:
     """Where, in cells from the largest value, the parabola through it and its neighbours has its top: (B, 21)."""
     index = torch.stack([best - step, best, best + step], dim=-1)
-    before, peak, after = flat.gather(2, index.flatten(1).view(*flat.shape[:2], 3)).unbind(-1)
-    curvature = before - 2 * peak + after
-    curved = curvature < 0
-    return torch.where(curved, (before - after) / (2 * torch.where(curved, curvature, 1)), 0).clamp(-0.5, 0.5)
+    before, peak, after = flat.gather(2, index).double().unbind(-1)
+    fall_before, fall_after = peak - before, peak - after
+    falls = fall_before + fall_after
+    return torch.where(falls > 0, (fall_before - fall_after) / (2 * falls), 0).to(flat.dtype)
 
 
 def _check_heatmaps(heatmaps: Tensor) -> None:
