@@ -61,7 +61,7 @@ def test_a_file_cut_off_is_named(tmp_path, suffix, share):
 
 
 def test_wrong_image_files_are_named(tmp_path):
-    with pytest.raises(MissingDataError, match=r"image\.png: no such file, it belongs to sample train/00003"):
+    with pytest.raises(MissingDataError, match=r"image\.png: no such file; it belongs to sample train/00003"):
         sample(tmp_path).read_image()
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(DatasetError, match=r"text\.png: is no image"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dhpe_fast.data.joint0 import Joint0
+from dhpe_fast.data.normalize import Square
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +27,14 @@ class Appearance:
     """(B,) radians by which colours turn about the grey axis."""
     blur_px: Tensor
     """(B,) standard deviation of a Gaussian blur."""
-    noise: Tensor
-    """(B,) standard deviation of Gaussian noise, of the range [0, 1]."""
+    blur_radius: int
+    """Pixels at which the blurs are cut off; 0 for none."""
+    noise: Tensor | None
+    """(B,) standard deviation of Gaussian noise, of the range [0, 1]; None for none."""
     noise_seed: Tensor
     """(B,) int64"""
     occluders: Tensor
-    """(B, N, 13), see ``augmentation.OCCLUDER_FIELDS``."""
+    """(B, N, 12), see ``augmentation.OCCLUDER_FIELDS``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,11 @@ class HandBatch:
         return self.images.shape[-1]
 
     @property
+    def square(self) -> Square:
+        """The squares of the whole images, for ``normalize.denormalize`` with `camera` and `root_depth_m`."""
+        return Square(self.center_px, self.size_px, self.angle)
+
+    @property
     def joints_norm(self) -> Tensor:
         """(B, 21, 3) in Eq. 8's unit interval: ``0.5 * joints_crop + 0.5``."""
         return 0.5 * self.joints_crop + 0.5
@@ -115,7 +124,10 @@ class HandBatch:
         return _map_tensors(self, Tensor.pin_memory)
 
 
-def _map_tensors(record: HandBatch, function: Callable[[Tensor], Tensor]) -> HandBatch:
+_Record = TypeVar("_Record", HandBatch, Appearance)
+
+
+def _map_tensors(record: _Record, function: Callable[[Tensor], Tensor]) -> _Record:
     """`record` with `function` applied to each of its tensors, also of the records in it."""
     changed = {}
     for field in fields(record):

@@ -93,19 +93,7 @@ class Sample:
         return (grey >= low) & (grey <= high)
 
     def _decode(self, file: Path, mode: int) -> np.ndarray:
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
-            raise MissingDataError(f"{file}: no such file, it belongs to sample {self.name}") from None
-        except OSError as error:
-            raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
-        # OpenCV fills in what a cut-off file lacks; so its end is looked for here.
-        end, within = next((rule for start, rule in _FILE_END.items() if data.startswith(start)), (b"", 0))
-        whole = data and end in data[-within:]
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
-        if image is None:
-            fault = f"is empty or cut off after {len(data)} bytes" if not whole else "is no image that OpenCV reads"
-            raise DatasetError(f"{file}: {fault}; it belongs to sample {self.name}")
+        image = decode_file(file, mode, self.name)
         if self.image_size is not None and image.shape[:2] != self.image_size:
             (height, width), (rows, columns) = self.image_size, image.shape[:2]
             raise DatasetError(
@@ -113,6 +101,35 @@ class Sample:
                 f"sample {self.name} are for that size"
             )
         return image
+
+
+def decode_file(file: Path, mode: int, name: str | None = None) -> np.ndarray:
+    """The picture as OpenCV decodes it, its EXIF orientation left alone, as labels are for the pixels as stored.
+
+    Args:
+        file: of a format of OpenCV.
+        mode: ``cv2.IMREAD_COLOR`` or another flag.
+        name: of the sample that it belongs to, for messages.
+
+    Raises:
+        MissingDataError: if there is no such file.
+        DatasetError: if it is not a whole image.
+    """
+    of = "" if name is None else f"; it belongs to sample {name}"
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise MissingDataError(f"{file}: no such file{of}") from None
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read: {error.strerror}{of}") from error
+    # OpenCV fills in what a cut-off file lacks; so its end is looked for here.
+    end, within = next((rule for start, rule in _FILE_END.items() if data.startswith(start)), (b"", 0))
+    whole = data and end in data[-within:]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
+    if image is None:
+        fault = f"is empty or cut off after {len(data)} bytes" if not whole else "is no image that OpenCV reads"
+        raise DatasetError(f"{file}: {fault}{of}")
+    return image
 
 
 @dataclass(frozen=True, eq=False)
