@@ -29,6 +29,8 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o 
 SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette silhouette_edge silhouette_soft \
 	interpolate visibility_gradient instruction_sets))
 
+BENCH_SCRIPTS := roofline scaling keypoint_fit silhouette_area silhouette_recovery
+
 .PHONY: help demo test sanitize lint format cuda bench clean install
 .DELETE_ON_ERROR:
 
@@ -86,9 +88,9 @@ cuda: $(VENV)/.tools
 	fi
 
 bench: install
-	for script in $(filter-out bench/common.py bench/conftest.py bench/readme_table.py,$(wildcard bench/*.py)); do \
-	  $(BIN)/python $$script || exit 1; \
-	done
+	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
+	$(BIN)/pytest bench --benchmark-only -q
+	for script in $(BENCH_SCRIPTS); do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/readme_table.py
 
 install: $(VENV)/.installed

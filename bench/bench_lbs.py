@@ -1,7 +1,7 @@
 """Posing hands: the skinning op and what stands on it, beside its twin, manopth and smplx.
 
     pytest bench/bench_lbs.py --benchmark-only
-    OMP_NUM_THREADS=2 DHPE_MANOPTH=path/to/manopth DHPE_SMPLX=path/to/smplx python bench/bench_lbs.py
+    DHPE_MANOPTH=path/to/manopth DHPE_SMPLX=path/to/smplx pytest bench/bench_lbs.py --benchmark-only
 
 The job is the same for all: axis-angles of 16 joints and ten betas in, 778 vertices and the joints out, float32,
 a flat mean, no pose components. `forward` runs without gradients, `backward` is a forward and the gradients of pose and
@@ -14,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from common import run_facts, write_result
+from timings import Case, Timings
 from torch import Tensor
 
 from dhpe_fast.compat import smplx as compat_smplx
@@ -29,7 +28,9 @@ from dhpe_fast.hand import HandModel
 from dhpe_fast.ops import lbs
 from dhpe_fast.reference import lbs as lbs_twin
 
+RESULT = "lbs"
 BATCHES = (1, 32, 1024)
+DIRECTIONS = ("forward", "backward")
 PEERS = ("manopth", "smplx")
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
 
@@ -100,36 +101,14 @@ IMPLEMENTATIONS: dict[str, Callable[[str], Pose]] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One timing."""
-
-    device: str
-    direction: str
-    batch: int
-    implementation: str
-    median_ms: float
-    iqr_ms: float
-    rounds: int
-
-
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """Collects the timings of the run; prints them and writes the result file at its end."""
-    collected: list[Row] = []
-    yield collected
-    if collected:
-        table = with_ratios(collected)
-        print(f"\n{as_text(table)}")
-        print(f"-> {write_result('lbs', {'facts': run_facts(collected[-1].device), 'rows': table})}")
+OWN_CASES = len(DEVICES) * len(BATCHES) * len(DIRECTIONS) * (len(IMPLEMENTATIONS) - len(PEERS))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.benchmark(max_time=1.0, min_rounds=5, warmup=True, warmup_iterations=5)
-def test_pose_hands(benchmark: Any, rows: list[Row], device: str, direction: str, batch: int, implementation: str):
+def test_pose_hands(benchmark: Any, timings: Timings, device: str, direction: str, batch: int, implementation: str):
     pose_hand = IMPLEMENTATIONS[implementation](device)
     generator = torch.Generator().manual_seed(0)
     pose = (0.3 * torch.randn(batch, 48, generator=generator)).to(device)
@@ -150,36 +129,10 @@ def test_pose_hands(benchmark: Any, rows: list[Row], device: str, direction: str
 
     if direction == "backward":
         pose.requires_grad_(), betas.requires_grad_()
-    benchmark.group = f"{device} {direction} B={batch}"
-    benchmark(forward if direction == "forward" else backward)
-    if benchmark.stats is not None:  # None under --benchmark-disable
-        stats = benchmark.stats.stats
-        rows.append(Row(device, direction, batch, implementation, 1e3 * stats.median, 1e3 * stats.iqr, stats.rounds))
-
-
-def with_ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """The rows as dictionaries, with how many times faster each is than the peers of the same job."""
-    jobs = {(row.device, row.direction, row.batch, row.implementation): row.median_ms for row in rows}
-    table = []
-    for row in rows:
-        peers_ms = {peer: jobs.get((row.device, row.direction, row.batch, peer)) for peer in PEERS}
-        ratios = {f"times_{peer}": ms / row.median_ms for peer, ms in peers_ms.items() if ms is not None}
-        table.append(vars(row) | ratios)
-    return table
-
-
-def as_text(table: list[dict[str, Any]]) -> str:
-    """One line for each row: job, implementation, milliseconds, and how many times faster than each peer."""
-    lines = [f"{'job':24}{'implementation':16}{'median ms':>11}{'IQR ms':>10}" + "".join(f"{p:>10}" for p in PEERS)]
-    for row in table:
-        job = f"{row['device']} {row['direction']} B={row['batch']}"
-        ratios = [row.get(f"times_{peer}") for peer in PEERS]
-        shown = "".join(f"{'-' if ratio is None else f'{ratio:.2f}x':>10}" for ratio in ratios)
-        lines.append(f"{job:24}{row['implementation']:16}{row['median_ms']:11.4f}{row['iqr_ms']:10.4f}{shown}")
-    return "\n".join(lines)
+    call = forward if direction == "forward" else backward
+    timings.measure(benchmark, Case(device, "lbs", direction, batch, implementation), call)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        pytest.main([__file__, "--benchmark-only", "--benchmark-columns=median,iqr,rounds", "-q", "-s", *sys.argv[1:]])
-    )
+    columns = "--benchmark-columns=median,iqr,rounds"
+    sys.exit(pytest.main([__file__, "--benchmark-only", columns, "-q", *sys.argv[1:]]))

@@ -1,9 +1,10 @@
-"""What every benchmark shares: where and on what it ran, and how times are summed up."""
+"""What every benchmark shares: where and on what it ran, how calls are timed, and how times are summed up."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 import time
@@ -18,10 +19,16 @@ import dhpe_fast
 from dhpe_fast.doctor import cpu_name
 
 RESULTS = Path(__file__).with_name("results")
+MIN_ROUNDS, MAX_ROUNDS = 3, 20000
+QUIET_LOAD = 0.5
+_LOAD_BEFORE = os.getloadavg()[0]
 
 
 def run_facts(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Machine, versions, commit and date, for the head of a result file."""
+    """Machine, versions, commit and date, for the head of a result file.
+
+    `load_before` is the machine's load average of the minute before this process started.
+    """
     device = torch.device(device)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -31,21 +38,36 @@ def run_facts(device: torch.device | str = "cpu") -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "load_before": round(_LOAD_BEFORE, 2),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
 
 
-def time_ms(function: Callable[[], Any], repeats: int, device: torch.device | str = "cpu") -> list[float]:
-    """Milliseconds of each call, after one that is not counted; waits for the device around each."""
-    device = torch.device(device)
-    function()
+def rounds_within(seconds: float, call: Callable[[], Any]) -> int:
+    """How many calls fit into so many seconds, by the second of two; at least 3. The two also warm up."""
+    call()
+    start = time.perf_counter()
+    call()
+    return min(max(int(seconds / max(time.perf_counter() - start, 1e-7)), MIN_ROUNDS), MAX_ROUNDS)
+
+
+def time_ms(call: Callable[[], Any], seconds: float, device: torch.device | str = "cpu") -> list[float]:
+    """Milliseconds of each of as many calls as fit into so many seconds, after a tenth as many that do not count.
+
+    On CUDA, waits for the device within the measured time.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else _do_nothing
+    rounds = rounds_within(seconds, lambda: (call(), wait()))
+    for _ in range(rounds // 10):
+        call()
+    wait()
     times = []
-    for _ in range(repeats):
-        _wait(device)
+    for _ in range(rounds):
         start = time.perf_counter()
-        function()
-        _wait(device)
+        call()
+        wait()
         times.append(1000 * (time.perf_counter() - start))
     return times
 
@@ -56,6 +78,13 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(median), "iqr": float(high - low), "p90": float(p90)}
 
 
+def noise_warning() -> str:
+    """Says so where somebody else was at work before this process started; empty where not."""
+    if _LOAD_BEFORE <= QUIET_LOAD:
+        return ""
+    return f"NOT A QUIET MACHINE: its load was {_LOAD_BEFORE:.2f} before this run. Keep no figures of it.\n"
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Writes bench/results/NAME.json and returns its path."""
     RESULTS.mkdir(exist_ok=True)
@@ -64,14 +93,16 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _do_nothing() -> None:
+    """In place of waiting for a device."""
 
 
 def _commit() -> str | None:
-    """The commit, marked if files differ from it; None outside of a checkout."""
-    folder = Path(__file__).parent
+    """The commit, marked if sources differ from it; None outside of a checkout.
+
+    Result files, and the pages made from them, change while benchmarks run one after another: they are no sources.
+    """
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -81,5 +112,7 @@ def _commit() -> str | None:
         return done.stdout.strip()
 
     commit = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md", ":!docs"
+    )
     return f"{commit}+changes" if commit and changed else commit

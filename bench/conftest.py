@@ -1,8 +1,27 @@
-"""Lets pytest find the modules of this folder, as python does for its scripts."""
+"""The timings of a benchmark, and their tables at the end of a run."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-sys.path[:0] = [str(Path(__file__).parent)]
+import pytest
+from timings import Timings
+
+TABLES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="module")
+def timings(request: pytest.FixtureRequest) -> Iterator[Timings]:
+    """Collects the timings of a module, which names its RESULT file, its PEERS and how many OWN_CASES it has."""
+    module = request.module
+    collected = Timings(module.RESULT, module.PEERS, module.OWN_CASES)
+    yield collected
+    if collected.taken:
+        request.config.stash.setdefault(TABLES, []).append(collected.finish())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tables, below pytest-benchmark's own."""
+    for table in config.stash.get(TABLES, []):
+        terminalreporter.write_line(f"\n{table}")

@@ -1,0 +1,160 @@
+"""Rasterizing hands: the ops beside their twins and other differentiable rasterizers.
+
+    pytest bench/bench_raster.py --benchmark-only
+
+Images of 224 x 224, one hand of 1,538 faces each, orthographic, float32. Jobs: `rasterize` gives face, barycentrics and
+depth of every pixel; `nmr`, `edge` and `soft` are the silhouettes of these modes, `soft` with a sigma of 1e-4 in units
+in which the image spans [-1, 1]; `interpolate` draws three values a vertex over given fragments. `forward` runs without
+gradients, `backward` is a forward and the gradients of the vertices (or of the values and barycentrics) for a given
+gradient of the images.
+
+A peer stands beside the mode that does what it does: PyTorch3D's hard silhouette and DRTK's edge gradient beside `nmr`
+(a hard mask and an estimated gradient), DRTK and nvdiffrast beside `edge` (a gradient on the outline), PyTorch3D's soft
+silhouette and SoftRas beside `soft`. Whatever cannot be imported, or needs a GPU where there is none, is left out;
+ratios are to what ran in the same run. Before it is timed, every picture is compared with this package's own.
+The table is printed and goes to bench/results/raster.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import raster_peers
+import torch
+from raster_peers import PEERS, SIGMA_NDC, Work
+from scene import Scene, hands_in_view
+from timings import Case, Timings
+from torch import Tensor
+
+from dhpe_fast import ops, reference
+
+RESULT = "raster"
+IMAGE_SIZE = 224
+SIGMA_PX = SIGMA_NDC * (IMAGE_SIZE / 2) ** 2
+BATCHES = (1, 32)
+DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+MODES = ("nmr", "edge", "soft")
+JOBS = ("rasterize", *MODES, "interpolate")
+DIRECTIONS = ("forward", "backward")
+SAME_SHARE = 0.98
+"""How much of the union of two masks both must cover to be the same picture."""
+
+
+def _rasterize(package: ModuleType, scene: Scene) -> Work:
+    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
+        return package.rasterize(verts_px, scene.faces, scene.image_size)
+
+    return Work(run, (scene.verts_px,), lambda images: images[0] >= 0)
+
+
+def _silhouette(package: ModuleType, scene: Scene, mode: str) -> Work:
+    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
+        return (package.silhouette(verts_px, scene.faces, scene.image_size, mode=mode, sigma=SIGMA_PX),)
+
+    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+
+
+def _interpolate(package: ModuleType, scene: Scene) -> Work:
+    fragments = ops.rasterize(scene.verts_px, scene.faces, scene.image_size)
+
+    def run(colours: Tensor, bary: Tensor) -> tuple[Tensor, ...]:
+        return (package.interpolate(colours, scene.faces, fragments._replace(bary=bary)),)
+
+    return Work(run, (_colours(scene), fragments.bary), lambda images: images[0])
+
+
+def _colours(scene: Scene) -> Tensor:  # (B, V, 3)
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(scene.verts_px.shape, generator=generator).to(scene.verts_px.device)
+
+
+def work_of(job: str, implementation: str, scene: Scene) -> Work:
+    """What the implementation does in this job."""
+    if implementation in PEERS:
+        if job == "interpolate":
+            return raster_peers.INTERPOLATIONS[implementation](scene, _colours(scene))
+        return raster_peers.RENDERINGS[job, implementation](scene)
+    package = {"ops": ops, "reference": reference}[implementation]
+    if job in MODES:
+        return _silhouette(package, scene, job)
+    return (_rasterize if job == "rasterize" else _interpolate)(package, scene)
+
+
+def _implementations(device: str, job: str, direction: str, batch: int) -> list[str]:
+    names = ["ops"]
+    # The twins are written to be read, and take seconds. That of "soft" holds every face at every pixel: 12 GB.
+    if batch == 1 and direction == "forward" and job != "soft":
+        names.append("reference")
+    takes = raster_peers.INTERPOLATIONS if job == "interpolate" else [p for j, p in raster_peers.RENDERINGS if j == job]
+    return names + [peer for peer in raster_peers.at_hand(device) if peer in takes]
+
+
+CASES = [
+    Case(device, job, direction, batch, implementation)
+    for device in DEVICES
+    for job in JOBS
+    for batch in BATCHES
+    for direction in DIRECTIONS
+    for implementation in _implementations(device, job, direction, batch)
+]
+OWN_CASES = sum(case.implementation not in PEERS for case in CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.device}-{c.job}-{c.direction}-{c.batch}-{c.implementation}")
+@pytest.mark.filterwarnings("default")  # the peers' warnings are their own affair
+def test_draw_hands(benchmark: Any, timings: Timings, case: Case):
+    scene = hands_in_view(case.batch, IMAGE_SIZE, case.device)
+    work = work_of(case.job, case.implementation, scene)
+    if case.implementation != "ops":
+        check_same_picture(work, work_of(case.job, "ops", scene))
+    timings.measure(benchmark, case, timed_call(work, case))
+
+
+def timed_call(work: Work, case: Case) -> Callable[[], None]:
+    """The call that is timed: once through `work`, forth or forth and back, until the device is done."""
+    wait = torch.cuda.synchronize if case.device == "cuda" else lambda: None
+    if case.direction == "forward":
+
+        def call() -> None:
+            with torch.no_grad():
+                work.run(*work.leaves)
+            wait()
+
+        return call
+
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in work.leaves]
+    generator = torch.Generator().manual_seed(2)
+    upstream = [
+        torch.randn(image.shape, generator=generator).to(image) if image.requires_grad else None
+        for image in work.run(*leaves)
+    ]
+
+    def call() -> None:
+        images = work.run(*leaves)
+        seen, given = zip(*[pair for pair in zip(images, upstream, strict=True) if pair[1] is not None], strict=True)
+        torch.autograd.grad(seen, leaves, given)
+        wait()
+
+    return call
+
+
+def check_same_picture(work: Work, ours: Work) -> None:
+    """Raises AssertionError where an implementation does not draw what the ops draw."""
+    with torch.no_grad():
+        theirs, expected = (one.picture(one.run(*one.leaves)) for one in (work, ours))
+    if expected.dtype == torch.bool:
+        share = (theirs & expected).sum() / (theirs | expected).sum()
+        assert share > SAME_SHARE, f"only {share:.3f} of the masks' union is common to both"
+    else:
+        # Where another face is seen on an outline, the values differ.
+        same = ((theirs - expected).abs() < 1e-2).float().mean()
+        assert same > SAME_SHARE, f"only {same:.3f} of the values are the same"
+
+
+if __name__ == "__main__":
+    columns = "--benchmark-columns=median,iqr,rounds"
+    sys.exit(pytest.main([__file__, "--benchmark-only", columns, "-q", *sys.argv[1:]]))

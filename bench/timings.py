@@ -1,0 +1,97 @@
+"""The timings of one pytest benchmark: taken, compared with peers of the same run, printed, and written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import noise_warning, rounds_within, run_facts, write_result
+
+SECONDS = 1.0
+"""Budget of a case; at least three rounds are timed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: so many hands or images, without gradients ("forward") or with them ("backward": both)."""
+
+    device: str
+    job: str
+    direction: str
+    batch: int
+    implementation: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one case."""
+
+    case: Case
+    median_ms: float
+    iqr_ms: float
+    rounds: int
+
+
+class Timings:
+    """Collects the timings of a run."""
+
+    def __init__(self, result: str, peers: tuple[str, ...], own_cases: int) -> None:
+        """Collects for bench/results/RESULT.json.
+
+        Args:
+            result: name of the result file.
+            peers: implementations that the others are compared with.
+            own_cases: how many cases of other implementations than peers a whole run has.
+        """
+        self.result, self.peers, self.own_cases = result, peers, own_cases
+        self.taken: list[Timing] = []
+
+    def measure(self, benchmark: Any, case: Case, call: Callable[[], Any]) -> None:
+        """Times calls with pytest-benchmark's fixture; calls once where benchmarks are disabled."""
+        benchmark.group = f"{case.device} {case.job} {case.direction} B={case.batch}"
+        if benchmark.disabled:
+            benchmark(call)
+            return
+        rounds = rounds_within(SECONDS, call)
+        benchmark.pedantic(call, rounds=rounds, warmup_rounds=rounds // 10)
+        stats = benchmark.stats.stats
+        self.taken.append(Timing(case, 1e3 * stats.median, 1e3 * stats.iqr, rounds))
+
+    def finish(self) -> str:
+        """The table as text; writes the result file unless the run was a partial one."""
+        rows = self.rows()
+        text = noise_warning() + as_text(rows, self.peers)
+        if sum(timing.case.implementation not in self.peers for timing in self.taken) < self.own_cases:
+            return f"{text}\nnot all cases ran: bench/results/{self.result}.json is left as it was"
+        found = {timing.case.implementation for timing in self.taken}
+        facts = run_facts("cuda" if torch.cuda.is_available() else "cpu")
+        absent = [peer for peer in self.peers if peer not in found]
+        path = write_result(self.result, {"run": facts, "peers_absent": absent, "rows": rows})
+        return "\n".join([text, *([f"not at hand: {', '.join(absent)}"] if absent else []), f"-> {path}"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The timings as dictionaries, with how many times faster each is than the peers in the same job."""
+        of_case = {timing.case: timing.median_ms for timing in self.taken}
+        rows = []
+        for timing in self.taken:
+            job = vars(timing.case)
+            peers_ms = {peer: of_case.get(Case(**job | {"implementation": peer})) for peer in self.peers}
+            ratios = {f"times_{peer}": ms / timing.median_ms for peer, ms in peers_ms.items() if ms is not None}
+            figures = {"median_ms": timing.median_ms, "iqr_ms": timing.iqr_ms, "rounds": timing.rounds}
+            rows.append(job | figures | ratios)
+        return rows
+
+
+def as_text(rows: list[dict[str, Any]], peers: tuple[str, ...]) -> str:
+    """One line for each row: job, implementation, milliseconds, and how many times faster than each peer at hand."""
+    shown = [peer for peer in peers if any(f"times_{peer}" in row for row in rows)]
+    head = f"{'job':34}{'implementation':22}{'median ms':>11}{'IQR ms':>10}"
+    lines = [head + "".join(f"{f'x {peer}':>18}" for peer in shown)]
+    for row in rows:
+        job = f"{row['device']} {row['job']} {row['direction']} B={row['batch']}"
+        ratios = [row.get(f"times_{peer}") for peer in shown]
+        columns = "".join(f"{'-' if ratio is None else f'{ratio:.2f}':>18}" for ratio in ratios)
+        lines.append(f"{job:34}{row['implementation']:22}{row['median_ms']:11.4f}{row['iqr_ms']:10.4f}{columns}")
+    return "\n".join(lines)
