@@ -144,6 +144,25 @@ def test_noise_is_nearly_normal_and_depends_on_its_seed_only():
     assert all(product.mean().abs() < 0.02 for product in neighbours)
 
 
+def test_noise_by_hand():
+    """SplitMix64 in Python's integers, for a pixel of each of two seeds."""
+
+    def mix(x):
+        x ^= x >> 30
+        x = x * 0xBF58476D1CE4E5B9 % 2**64
+        x ^= x >> 27
+        x = x * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    gamma = 0x9E3779B97F4A7C15
+    found = seeded_noise(torch.zeros(2, 3, 2, 5, dtype=torch.float64), torch.tensor([0, 123456]))
+    for b, seed in enumerate((0, 123456)):
+        bits = mix((mix(seed * gamma % 2**64) + (1 * 5 + 3 + 1) * gamma) % 2**64)
+        for channel in range(3):
+            total = sum(bits >> (20 * channel + shift) & 31 for shift in (0, 5, 10, 15))
+            assert found[b, channel, 1, 3] == pytest.approx((total - 62) / math.sqrt(341))
+
+
 def test_noise_is_added_in_shares_of_the_range():
     raw = uint8_batch(
         images=torch.full((B, 3, 64, 64), 128, dtype=torch.uint8),

@@ -17,7 +17,7 @@ from dhpe_fast.data.augmentation import CropAugmentation, Look, SquareJitter, dr
 from dhpe_fast.data.checks import project
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.joint0 import Joint0, palm_visibility, with_joint0
-from dhpe_fast.data.normalize import Square, normalize, paper_square
+from dhpe_fast.data.normalize import Square, normalize
 from dhpe_fast.data.sample import Sample
 from dhpe_fast.hand import CropBox
 from dhpe_fast.hand.mirror import mirror_camera
@@ -38,10 +38,6 @@ class CropItem:
     """(S, S, 3) uint8 RGB."""
     mask: np.ndarray | None
     """(S, S) uint8, 0 or 1."""
-    joints_crop: np.ndarray
-    """(21, 3)"""
-    valid: np.ndarray
-    """(21,) bool"""
     visible: np.ndarray
     """(21,) bool"""
     joints_m: np.ndarray
@@ -60,6 +56,22 @@ class CropItem:
     """(778, 3)"""
     index: int = 0
     """Of the item in ``HandCrops``."""
+
+    @property
+    def joints_crop(self) -> np.ndarray:
+        """(21, 3) crop frame; ``collate`` works them out for a whole batch."""
+        square = (self.center_px, self.size_px, self.angle)
+        return normalize(
+            torch.from_numpy(self.joints_m),
+            torch.from_numpy(self.camera),
+            Square(*(torch.tensor(value, dtype=torch.float64) for value in square)),
+            torch.tensor(self.root_depth_m, dtype=torch.float64),
+        ).numpy()
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(21,) bool: in front of the camera, and so in the crop frame."""
+        return np.isfinite(self.joints_m).all(axis=1) & (self.joints_m[:, 2] > 0)
 
 
 def make_crop(
@@ -111,29 +123,17 @@ def make_crop(
     look = draw_look(augmentation, rng) if rng is not None and augmentation.varies_look else None
     square = _jittered(_square(sample, joints_m, camera, width), jitter)
     to_image = _image_of_crop(square, jitter.angle, width if mirrored else None)
-    root_depth_m = root_depth(joints_m)
-    joints_crop = normalize(
-        torch.from_numpy(joints_m),
-        torch.from_numpy(camera),
-        Square(
-            *(torch.tensor(value, dtype=torch.float64) for value in (square.center_px, square.size_px, jitter.angle))
-        ),
-        torch.tensor(root_depth_m, dtype=torch.float64),
-    ).numpy()
-    valid = np.isfinite(joints_crop).all(axis=1)
     return CropItem(
         name=sample.name,
         image=_resample(image, to_image, square.size_px, size, BORDER_GREY),
         mask=None if mask is None else _mask(mask, to_image, square.size_px, size),
-        joints_crop=joints_crop,
-        valid=valid,
-        visible=visible & valid,
+        visible=visible & np.isfinite(joints_m).all(axis=1),
         joints_m=joints_m,
         camera=camera,
         center_px=square.center_px,
         size_px=square.size_px,
         angle=jitter.angle,
-        root_depth_m=root_depth_m,
+        root_depth_m=root_depth(joints_m),
         mirrored=mirrored,
         joint0=joint0,
         look=look,
@@ -155,13 +155,15 @@ def root_depth(
 def _square(sample: Sample, joints_m: np.ndarray, camera: np.ndarray, width: int) -> CropBox:
     if sample.crop is not None:
         return mirror_camera(sample.crop, width) if sample.side == "left" else sample.crop
-    square = paper_square(torch.from_numpy(project(joints_m, camera)))
-    if not bool(square.size_px.isfinite()):
+    places_px = project(joints_m, camera)
+    known = np.isfinite(places_px).all(axis=1)
+    if not known[MIDDLE_MCP] or known.sum() < 2:
         raise DatasetError(
             f"{sample.name}: has no annotated middle MCP with another joint about it, so that there is no square to "
             "crop; give the sample one (Sample.crop)"
         )
-    return CropBox(square.center_px.tolist(), float(square.size_px))
+    # In place of a joint that is not known, the middle MCP does not change the bounding box.
+    return CropBox.from_points(np.where(known[:, None], places_px, places_px[MIDDLE_MCP]))
 
 
 def _jittered(square: CropBox, jitter: SquareJitter) -> CropBox:
