@@ -58,7 +58,7 @@ def test_the_layers_have_the_papers_sizes():
 
 def by_the_papers_equations(made: MeshEstimator, z: Evidence) -> list[tuple[np.ndarray, np.ndarray]]:
     """[(h(t), j'_2D(t) px)] for t = 1..3 of one crop, from the layers' weights; lengths by the crop's side."""
-    features = z.features[0].numpy()
+    features = z.features[0].numpy() / np.sqrt(N_FEATURES)  # as the layers take them
     j2d = z.joints2d_px[0].numpy().ravel() / SIDE
     regressor, refiner = (
         (part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (made.regressor, made.refiner)
@@ -180,6 +180,21 @@ def test_the_first_estimate_hardly_depends_on_the_crop(hand):
         out = made(Evidence(torch.rand(8, 2048).double(), (), SIDE * torch.rand(8, 21, 2).double()))
     assert (out.h - initial_hand(hand).packed()).abs().max() < 0.5
     assert (out.joints2d_px / SIDE).abs().max() < 1.5
+
+
+def test_the_first_step_of_training_leaves_a_hand(hand):
+    """By Adam at the paper's learning rate, which changes all weights by 1e-3 (see the top of mesh_estimator.py)."""
+    made = MeshEstimator(2048, hand, image_size=SIDE).double()
+    z = Evidence(torch.rand(8, 2048).double(), (), SIDE * torch.rand(8, 21, 2).double())
+    before = made(z)
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-3)
+    (before.h.sum() + before.joints2d_px.sum() / SIDE).backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = made(z)
+    assert (after.h - before.h)[:, H_LAYOUT["pose"]].abs().max() < 0.4
+    assert (after.h - before.h)[:, H_LAYOUT["trans"]].abs().max() < 0.4
+    assert (after.joints2d_px - before.joints2d_px).abs().max() < 0.4 * SIDE
 
 
 def test_the_refiner_starts_as_the_identity_on_joints():

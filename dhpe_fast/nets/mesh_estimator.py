@@ -1,8 +1,10 @@
 """f_E3D = (f_J3D, f_Ref): from 2D evidence to a hand, in three iterations (paper, Sec. 3.2, Eqs. 4 to 6).
 
-Both networks are one fully-connected layer. What enters them is of the order of one: 2D joints and f_Reg(v') as
-fractions of the crop, where the crop spans [0, 1] (Eq. 8), h as it is. They start at weights a hundredth of Xavier's
-(as the last layer of Kanazawa et al. 2018) and from biases that already give a hand, see ``initial_hand``.
+Both networks are one fully-connected layer. 2D joints and f_Reg(v') enter as fractions of the crop, which spans [0, 1]
+(Eq. 8), h as it is, and the features divided by the square root of their number. That leaves what a layer can express,
+but not how fast it moves: Adam's first steps change every weight by the learning rate, and 2048 features of about 1/2
+then change each output by 1000 times it, at the paper's 1e-3 by a crop's width. Weights start at a hundredth of
+Xavier's (as in the last layer of Kanazawa et al. 2018), biases such that the output is a hand, see ``initial_hand``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ JOINTS2D_SIZE = 2 * N_JOINTS_STD
 JOINTS3D_SIZE = 3 * N_JOINTS_STD
 
 FIRST_GAIN = 0.01
-"""Of the layers' first weights, times Xavier's."""
+"""Of the layers' first weights on their inputs, features as they are, times Xavier's."""
 CROP_MARGIN = 1.5
 """Side of the paper's crop by the longer side of the tight box of the 2D joints (Eq. 8)."""
 UPRIGHT = {"right": (0.5, 0.5, 0.5, 0.5), "left": (0.5, 0.5, -0.5, -0.5)}
@@ -39,8 +41,8 @@ class ParamRegressor(nn.Linear):
     def __init__(self, n_features: int, use_joints2d: bool = True) -> None:
         super().__init__(n_features + (JOINTS2D_SIZE if use_joints2d else 0) + H_SIZE, H_SIZE)
         self.use_joints2d = use_joints2d
-        nn.init.xavier_uniform_(self.weight, gain=FIRST_GAIN)
-        nn.init.zeros_(self.bias)
+        self.feature_scale = n_features**-0.5
+        _initialise(self, slice(n_features), self.feature_scale)
 
     def forward(
         self,
@@ -49,8 +51,8 @@ class ParamRegressor(nn.Linear):
         h: Tensor,  # (B, 63)
     ) -> Tensor:
         """Delta h (B, 63)."""
-        parts = [features, joints2d.flatten(1), h] if self.use_joints2d else [features, h]
-        return super().forward(torch.cat(parts, dim=1))
+        joints = [joints2d.flatten(1)] if self.use_joints2d else []
+        return super().forward(torch.cat([features * self.feature_scale, *joints, h], dim=1))
 
 
 class Joints2dRefiner(nn.Linear):
@@ -61,8 +63,8 @@ class Joints2dRefiner(nn.Linear):
 
     def __init__(self, n_features: int) -> None:
         super().__init__(JOINTS2D_SIZE + n_features + H_SIZE + JOINTS3D_SIZE, JOINTS2D_SIZE)
-        nn.init.xavier_uniform_(self.weight, gain=FIRST_GAIN)
-        nn.init.zeros_(self.bias)
+        self.feature_scale = n_features**-0.5
+        _initialise(self, slice(JOINTS2D_SIZE, JOINTS2D_SIZE + n_features), self.feature_scale)
         with torch.no_grad():
             self.weight[:, :JOINTS2D_SIZE] += torch.eye(JOINTS2D_SIZE)
 
@@ -74,8 +76,15 @@ class Joints2dRefiner(nn.Linear):
         joints_norm: Tensor,  # (B, 21, 3) in the unit interval
     ) -> Tensor:
         """Joints (B, 21, 2) in the unit interval, by the input of Eq. 6."""
-        z = torch.cat([joints2d.flatten(1), features, h, joints_norm.flatten(1)], dim=1)
-        return super().forward(z).unflatten(1, (N_JOINTS_STD, 2))
+        inputs = [joints2d.flatten(1), features * self.feature_scale, h, joints_norm.flatten(1)]
+        return super().forward(torch.cat(inputs, dim=1)).unflatten(1, (N_JOINTS_STD, 2))
+
+
+def _initialise(layer: nn.Linear, features: slice, feature_scale: float) -> None:
+    nn.init.xavier_uniform_(layer.weight, gain=FIRST_GAIN)
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layer.weight[:, features] /= feature_scale
 
 
 class MeshEstimator(nn.Module):
