@@ -45,9 +45,10 @@ def parameters_with_gradient(dhpe: DHPE) -> set[str]:
     }
 
 
-def test_every_intermediate_of_the_papers_figure_is_returned(dhpe):
-    out = dhpe(crops())
+def test_every_intermediate_of_the_papers_figure_is_returned(dhpe, device):
+    out = dhpe.to(device)(crops().to(device))
     assert isinstance(out, DHPEOutput)
+    assert out.projection.mask.device.type == device.type
     assert out.evidence.features.shape == (2, 512)
     assert [tuple(maps.shape) for maps in out.evidence.heatmaps] == [(2, 21, 8, 8)] * 3
     assert out.evidence.joints2d_px.shape == (2, 21, 2)
@@ -85,8 +86,8 @@ def test_an_untrained_network_sees_an_upright_hand_in_the_middle_of_every_crop(d
     assert ((covered > 0.1) & (covered < 0.6)).all()
 
 
-def test_a_mesh_loss_trains_everything_but_the_2d_pose_network(dhpe):
-    projection = dhpe(crops()).projection
+def test_a_mesh_loss_trains_everything_but_the_2d_pose_network(dhpe, device):
+    projection = dhpe.to(device)(crops().to(device)).projection
     (projection.joints.square().sum() + projection.mask.sum()).backward()
     assert parameters_with_gradient(dhpe) == {"F", "f_J3D", "f_Ref"}
 
@@ -150,6 +151,16 @@ def test_the_callers_hand_is_not_changed(hand):
     assert hand.hands_mean.dtype == before.hands_mean.dtype
 
 
+def test_copies_share_one_hand_among_their_parts(dhpe):
+    """As for a moving average of the weights."""
+    twin = copy.deepcopy(dhpe)
+    assert twin.hand is twin.mesh_estimator.hand
+    assert twin.hand is not dhpe.hand
+    with torch.no_grad():
+        expected, got = dhpe.eval()(crops()), twin.eval()(crops())
+    torch.testing.assert_close(got.projection.verts, expected.projection.verts, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("use_joints2d", [True, False])
 @pytest.mark.parametrize("use_refiner", [True, False])
 def test_the_ablations_of_the_paper(hand, use_joints2d, use_refiner):
@@ -164,12 +175,16 @@ def test_the_ablations_of_the_paper(hand, use_joints2d, use_refiner):
             torch.testing.assert_close(step.joints2d_px, out.evidence.joints2d_px)
 
 
-def test_geometry_keeps_its_precision_under_autocast(dhpe):
-    dhpe.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        out = dhpe(crops())
-    assert out.evidence.features.dtype == torch.bfloat16
-    assert out.evidence.heatmaps[-1].dtype == torch.float32
+def test_everything_after_the_convolutions_keeps_its_precision_under_autocast(dhpe, device):
+    dhpe.eval().to(device)
+    inside = []
+    dhpe.features.layer4.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    dhpe.pose2d.trunk.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        out = dhpe(crops().to(device))
+    assert inside == [torch.bfloat16] * 2
+    for value in (*out.evidence.heatmaps, out.evidence.features, out.evidence.joints2d_px):
+        assert value.dtype == torch.float32
     for value in (out.estimate.h, out.estimate.joints2d_px, *vars(out.projection).values()):
         assert value.dtype == torch.float32
     with torch.no_grad():
@@ -178,9 +193,10 @@ def test_geometry_keeps_its_precision_under_autocast(dhpe):
         torch.testing.assert_close(getattr(out.projection, name), getattr(again, name), rtol=0, atol=0)
 
 
-def test_training_under_autocast_gives_finite_gradients(dhpe):
-    with torch.autocast("cpu", torch.bfloat16):
-        out = dhpe(crops())
+def test_training_under_autocast_gives_finite_gradients(dhpe, device):
+    dhpe.to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        out = dhpe(crops().to(device))
         loss = out.projection.joints.square().sum() + out.projection.mask.sum() + out.estimate.joints2d_px.sum()
     loss.backward()
     assert all(p.grad.isfinite().all() for p in dhpe.parameters() if p.grad is not None)

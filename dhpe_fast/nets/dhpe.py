@@ -54,7 +54,7 @@ class DHPE(nn.Module):
     A loss on mesh, joints or mask trains F, f_J3D and f_Ref; f_J2D is trained by its heat maps only, as the arg max
     between has no gradient.
 
-    Under autocast the two convolutional networks run in the lower precision, everything after them does not.
+    Under autocast the convolutions run in the lower precision; their results and everything after them do not.
 
     Attributes:
         features: F, a ``FeatureExtractor``.

@@ -2,9 +2,10 @@
 
 Both networks are one fully-connected layer. 2D joints and f_Reg(v') enter as fractions of the crop, which spans [0, 1]
 (Eq. 8), h as it is, and the features divided by the square root of their number. That leaves what a layer can express,
-but not how fast it moves: Adam's first steps change every weight by the learning rate, and 2048 features of about 1/2
-then change each output by 1000 times it, at the paper's 1e-3 by a crop's width. Weights start at a hundredth of
-Xavier's (as in the last layer of Kanazawa et al. 2018), biases such that the output is a hand, see ``initial_hand``.
+but not how fast it moves. Adam's first steps change every weight by the learning rate, so 2048 features of about 1/2
+change each output by 1000 times it: at the paper's 1e-3, one step then moves all of h by 3, the hand out of its crop.
+Divided, it is 0.2. Weights start at a hundredth of Xavier's (as in the last layer of Kanazawa et al. 2018), biases such
+that the output is a hand, see ``initial_hand``.
 """
 
 from __future__ import annotations

@@ -68,6 +68,8 @@ class FeatureExtractor(nn.Module):
     ) -> Tensor:
         """Feature vectors (B, n_features), averages over the last feature map, whatever the image's size.
 
+        The averages are taken and returned in the precision of the module, under autocast as well.
+
         Raises:
             TypeError, ValueError: if `images` is no floating-point tensor (B, 3, H, W).
         """
@@ -75,7 +77,7 @@ class FeatureExtractor(nn.Module):
         x = (images - self.mean) / self.std
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean((2, 3))
+        return x.mean((2, 3), dtype=self.mean.dtype)
 
     def load_imagenet(self, path: str | os.PathLike[str]) -> None:
         """Takes ImageNet weights, such as torchvision's ``resnet50-0676ba61.pth``; all of them, or none on an error.
