@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
+from torch.utils.data import Dataset as TorchDataset
 
 from dhpe_fast.conventions import H_LAYOUT, H_SIZE, MIDDLE_MCP, N_SHAPE
-from dhpe_fast.data.backgrounds import random_background
+from dhpe_fast.data import CropItem, HandCrops
+from dhpe_fast.data.augmentation import draw_look
+from dhpe_fast.data.backgrounds import background_files, random_background
 from dhpe_fast.hand import HandModel
+from dhpe_fast.nets.projector import regress_joints
 from dhpe_fast.ops import interpolate, rasterize, sample_texture
 from dhpe_fast.rotation import axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix
 
@@ -229,8 +233,8 @@ def draw_instances(
     """Draws new instances, on the CPU.
 
     Returns:
-        Images (N, 3, S, S) in [0, 1], masks (N, S, S) of 0 and 1, and the joints (N, 21, 3) in the new crop frame,
-        regressed from the mesh, depth 0 at the middle MCP.
+        Images (N, 3, S, S) in [0, 1], masks (N, S, S) of 0 and 1, and the meshes (N, 778, 3) in the new crop frame,
+        depth 0 at the middle MCP.
     """
     renderer, size = TextureRenderer(hand), images.shape[-1]
     texture = renderer.texture(images, hand.decode(instances.h).verts_m)
@@ -243,7 +247,71 @@ def draw_instances(
         behind.append(torch.from_numpy(picture).permute(2, 0, 1))
     background = torch.stack(behind).to(images) if behind else torch.zeros_like(images)
     drawn = rgb + (1 - coverage[:, None]) * background
-    return drawn.clamp(0, 1), (coverage >= 0.5).to(images), hand.regress_joints(verts)
+    return drawn.clamp(0, 1), (coverage >= 0.5).to(images), verts
+
+
+class AugmentedCrops(TorchDataset[CropItem]):
+    """Training crops, and after them the instances made of them; items as of ``HandCrops``."""
+
+    def __init__(
+        self,
+        crops: HandCrops,
+        instances: Instances,
+        hand: HandModel,
+        backgrounds: Path | None = None,
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+            crops: the crops that `instances` come from.
+            instances: the new views.
+            hand: of which their parameters are, on the CPU.
+            backgrounds: a folder of images to put behind them; None draws backgrounds.
+
+        Raises:
+            ValueError: if the folder is missing or holds no image.
+        """
+        self.crops, self.instances, self.hand = crops, instances, hand
+        self.files = () if backgrounds is None else background_files(backgrounds)
+
+    def __len__(self) -> int:
+        return len(self.crops) + len(self.instances)
+
+    def __getitem__(self, key: tuple[int, int]) -> CropItem:
+        epoch, index = key
+        if index < len(self.crops):
+            return self.crops[key]
+        return self._drawn(epoch, index)
+
+    def _drawn(self, epoch: int, index: int) -> CropItem:
+        number = index - len(self.crops)
+        instance = self.instances[number : number + 1]
+        seed = self.crops[int(instance.epoch), int(instance.source)]
+        image = torch.from_numpy(seed.image).permute(2, 0, 1)[None].float() / 255
+        drawn, masks, verts = draw_instances(image, instance, self.hand, self.files, self.crops.seed)
+        joints = regress_joints(self.hand, verts, seed.joint0)[0].double().numpy()
+        look = None
+        if seed.look is not None:
+            look = draw_look(self.crops.augmentation, np.random.default_rng((self.crops.seed, epoch, index)))
+        nowhere = np.full(4, np.nan)
+        return CropItem(
+            name=f"{seed.name}, new view {int(instance.number)} of epoch {int(instance.epoch)}",
+            image=(drawn[0] * 255).round().byte().permute(1, 2, 0).numpy(),
+            mask=masks[0].byte().numpy(),
+            joints_crop=joints,
+            valid=np.ones(len(joints), bool),
+            visible=np.ones(len(joints), bool),
+            joints_m=np.full((len(joints), 3), np.nan),
+            camera=nowhere,
+            center_px=(np.nan, np.nan),
+            size_px=np.nan,
+            angle=0.0,
+            root_depth_m=np.nan,
+            mirrored=seed.mirrored,
+            joint0=seed.joint0,
+            look=look,
+            index=index,
+        )
 
 
 def _to_pixels(verts: Tensor, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: ``dhpe-fast fit``, ``dhpe-fast demo``, ``dhpe-fast doctor``.
+"""The command line ``dhpe-fast``: ``fit``, ``demo``, ``doctor``; ``synth``, ``train``, ``eval``, ``progress`` for networks.
 
 Everything heavy is imported inside the commands, so that ``--help`` is quick.
 """
@@ -26,6 +26,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+_TRAIN_PACKAGES = ("matplotlib", "pydantic", "safetensors", "scipy", "tensorboard", "tqdm", "yaml")
+"""Of the extra `train`."""
 
 
 class Hand(str, Enum):
@@ -128,6 +132,123 @@ def demo(
         typer.echo(f"{name:<{width}}  {value}")
     for file in written:
         typer.echo(f"wrote {file}")
+
+
+@app.command()
+def synth(
+    root: Annotated[Path, typer.Argument(help="Folder of the data set; must not exist yet.", show_default=False)],
+    training: Annotated[int, typer.Option(min=0, help="Number of training images.")] = 2000,
+    evaluation: Annotated[int, typer.Option(min=0, help="Number of evaluation images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 320,
+    max_angle: Annotated[
+        float, typer.Option(help="How far hands are turned away from an upright one, degrees; 180 is any orientation.")
+    ] = 180.0,
+    backgrounds: Annotated[Path | None, typer.Option(help="Folder of photographs; without it they are drawn.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
+) -> None:
+    """Draw a data set of hands in the layout of RHD: images, masks, depth, 2D and 3D joints."""
+    with _one_line_errors():
+        from tqdm import tqdm
+
+        from dhpe_fast.data.synthetic import write_synthetic
+
+        with tqdm(total=training + evaluation, desc=f"drawing {root}", disable=None) as bar:
+            write_synthetic(
+                root,
+                training,
+                evaluation,
+                seed=seed,
+                size_px=size,
+                max_angle_deg=max_angle,
+                backgrounds=backgrounds,
+                workers=workers,
+                on_image=bar.update,
+            )
+    typer.echo(f"{training} training and {evaluation} evaluation images in {root}", err=True)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or the name of a shipped configuration: paper, synthetic, tiny.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run; runs/CONFIGURATION by default."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the configuration: section.key=value; repeat for several.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Train the networks; under torchrun, on all of its processes."""
+    with _one_line_errors():
+        from dhpe_fast.config import load_config
+        from dhpe_fast.train import TrainingDivergedError, train
+
+        settings = load_config(config, change or ())
+        folder = Path("runs") / Path(config).stem if output is None else output
+        try:
+            best = train(settings, folder, resume=resume, device=device)
+        except TrainingDivergedError as error:
+            raise ValueError(str(error)) from None
+    typer.echo(f"the best weights are in {best}", err=True)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results; RUN/evaluation by default.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FORMAT:ROOT:SPLIT, as rhd:data/RHD_published_v2:evaluation.")
+    ] = None,
+    refine: Annotated[bool, typer.Option(help="Whether to measure the testing refinement (Eq. 11), too.")] = True,
+    alignment: Annotated[str, typer.Option(help="none, root, root_scale, centroid_scale or procrustes.")] = "root",
+    visible_only: Annotated[bool, typer.Option("--visible-only", help="Score annotated-visible joints only.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure only so many samples, spread evenly.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Hands at a time.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Measure trained networks: errors, PCK, masks, with and without refinement; numbers, plots and pictures."""
+    with _one_line_errors():
+        from dhpe_fast.config import data_source
+        from dhpe_fast.evaluate import EvaluationOptions, as_text, evaluate
+
+        _check_device(device)
+        options = EvaluationOptions(
+            source=None if data is None else data_source(data),
+            refinement=refine,
+            alignment=alignment,
+            visible_only=visible_only,
+            limit=limit,
+            checkpoint=checkpoint,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
+        folder = run / "evaluation" if output is None else output
+        typer.echo(as_text(evaluate(run, folder, options)))
+    typer.echo(f"results in {folder}", err=True)
+
+
+@app.command()
+def progress(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path("progress.png"),
+) -> None:
+    """Plot test error and share of aligned instances over the epochs of runs, as in the paper's Fig. 5(f)."""
+    with _one_line_errors():
+        from dhpe_fast.plots import progress_plot
+        from dhpe_fast.train import read_log
+
+        progress_plot(output, {run.name: read_log(run, "validation") for run in runs})
+    typer.echo(f"wrote {output}", err=True)
 
 
 @app.command()
@@ -253,6 +374,11 @@ def _one_line_errors() -> Iterator[None]:
     """Bad input and what is not installed end the program with one line instead of a traceback."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        known = (error.name or "").split(".")[0] in _TRAIN_PACKAGES
+        hint = f"{error.name} is not installed: pip install 'dhpe-fast[train]'" if known else str(error)
+        typer.secho(f"dhpe-fast: {hint}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         typer.secho(f"dhpe-fast: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None

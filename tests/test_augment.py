@@ -139,7 +139,8 @@ def test_predictions_that_are_not_finite_are_no_seeds(seen):
 def test_new_hands_fill_their_crop_around_the_root(seen):
     images, _, model = seen
     found = proposals(seen)
-    drawn, masks, joints = draw_instances(images[found.source], found, model)
+    drawn, masks, verts = draw_instances(images[found.source], found, model)
+    joints = model.regress_joints(verts)
     assert drawn.shape == (6, 3, SIZE, SIZE)
     assert drawn.amin() >= 0
     assert drawn.amax() <= 1

@@ -1,0 +1,275 @@
+"""What a training run is made of: typed, checked, and saved with the run.
+
+A configuration is a YAML file; ``load_config`` also takes the name of one that ships with the package (``paper``,
+``synthetic``, ``tiny``). Unknown keys and wrong types are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic import ValidationError as _ValidationError
+
+from dhpe_fast.atomic_write import write_whole
+from dhpe_fast.data import CropAugmentation
+from dhpe_fast.losses import CONSTANT_LAMBDA
+from dhpe_fast.nets.dhpe import DHPESpec
+from dhpe_fast.refinement.descent import RefineOptions
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read or is not one."""
+
+
+def _built(kind: type) -> BeforeValidator:
+    """Lets a dataclass of another room check its own fields."""
+
+    def build(value: Any) -> Any:
+        try:
+            return _build(kind, value) if isinstance(value, dict) else value
+        except TypeError as error:
+            raise ValueError(str(error).replace(f"{kind.__name__}.__init__() ", "")) from None
+
+    return BeforeValidator(build)
+
+
+def _build(kind: type, value: dict[str, Any]) -> Any:
+    hints, arguments = get_type_hints(kind), {}
+    for key, item in value.items():
+        if isinstance(item, dict) and is_dataclass(hints.get(key)):
+            item = _build(hints[key], item)
+        elif isinstance(item, list) and get_origin(hints.get(key)) is tuple:
+            item = tuple(item)  # YAML has none
+        arguments[key] = item
+    return kind(**arguments)
+
+
+_CropAugmentation = Annotated[CropAugmentation, _built(CropAugmentation)]
+_Networks = Annotated[DHPESpec, _built(DHPESpec)]
+_Refinement = Annotated[RefineOptions, _built(RefineOptions)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSource(_Section):
+    """A data set on disk, see ``dhpe_fast.data.open_dataset``."""
+
+    format: str
+    """rhd, stb, dexter_object or freihand."""
+    root: Path
+    split: str
+    options: dict[str, Any] = {}
+    """Keyword arguments of the format's reader."""
+
+
+class Synthesis(_Section):
+    """Data which the run makes itself, in the layout of RHD, where `root` does not exist yet."""
+
+    root: Path
+    n_training: PositiveInt
+    n_evaluation: PositiveInt
+    seed: int = 0
+    size_px: PositiveInt = 320
+    max_angle_deg: PositiveFloat = 180.0
+    """How far hands are turned away from an upright one, seen from the palm or the back; 180 is any orientation."""
+
+
+class Data(_Section):
+    """Where samples come from and how they are brought to the networks."""
+
+    train: tuple[DataSource, ...] = Field(min_length=1)
+    validation: tuple[DataSource, ...] = Field(min_length=1)
+    synthesize: Synthesis | None = None
+    crop: _CropAugmentation = CropAugmentation()
+    """Random changes of the training crops; none is the paper's crop."""
+    workers: NonNegativeInt = 1
+    """Processes that decode and crop, for each training process."""
+
+
+class Start(_Section):
+    """What a run starts from."""
+
+    mano: Path | None = None
+    """A licensed MANO_RIGHT.pkl; None is the default hand."""
+    imagenet: Path | None = None
+    """ImageNet weights of the feature extractor, as torchvision saves them; None is random."""
+    posenet: Path | None = None
+    """Weights of the 2D pose network, as Zimmermann and Brox publish them; None is random."""
+
+
+class Gate(_Section):
+    """Eq. 10: when the silhouette has its say."""
+
+    mode: Literal["mean_distance", "squared_norm", "constant"] = "mean_distance"
+    """See ``losses.silhouette_gate``."""
+    tau_px: PositiveFloat = 15.0
+    """Pixels of a 224 crop; of other crops in proportion."""
+    constant: NonNegativeFloat = CONSTANT_LAMBDA
+
+
+class Loss(_Section):
+    """Weights of Eq. 7, whose terms the paper weights equally, and what its norms sum over."""
+
+    articulation: NonNegativeFloat = 1.0
+    laplacian: NonNegativeFloat = 1.0
+    feature: NonNegativeFloat = 1.0
+    silhouette: NonNegativeFloat = 1.0
+    refine: NonNegativeFloat = 1.0
+    heatmap: NonNegativeFloat = 1.0
+    """Of Eq. 3, which trains the 2D pose network alone."""
+    pose_prior: NonNegativeFloat = 0.0
+    """Of the squared distance to natural poses; not in the paper."""
+    shape_prior: NonNegativeFloat = 0.0
+    """Of the squared norm of the shape coefficients; not in the paper."""
+    image_reduction: Literal["sum", "mean"] = "mean"
+    """Over the pixels of Eq. 9 and the maps of Eq. 3: the printed norm sums."""
+    feature_reduction: Literal["sum", "mean"] = "mean"
+    """Over the components of F in Eq. 2: the printed norm sums."""
+    gate: Gate = Gate()
+
+
+class Optimisation(_Section):
+    """How the weights are found."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    """Of all processes together."""
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    gradient_clip: PositiveFloat | None = 5.0
+    """Largest norm of the gradient, of the mesh networks and of the 2D pose network, each."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks; hands are posed and drawn in float32."""
+    max_skipped_steps: PositiveInt = 10
+    """So many steps running may have a loss or gradient that is not finite and be left out; then the run stops."""
+
+
+class SelfSupervision(_Section):
+    """New instances from predicted meshes (Sec. 3.5)."""
+
+    start_epoch: NonNegativeInt = 20
+    instances_per_seed: NonNegativeInt = 3
+    """0 switches it off."""
+    max_instances: PositiveInt = 100_000
+    """The newest are kept."""
+    backgrounds: Path | None = None
+    """Folder of images; None draws backgrounds."""
+
+
+class TrainConfig(_Section):
+    """One run."""
+
+    seed: int = 0
+    data: Data
+    model: _Networks = DHPESpec()
+    """The networks; the defaults are the paper's."""
+    start: Start = Start()
+    loss: Loss = Loss()
+    optimisation: Optimisation
+    self_supervision: SelfSupervision = SelfSupervision()
+    refinement: _Refinement = RefineOptions()
+    """Eq. 11, at evaluation."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; there is one after every epoch, too."""
+    picture_every: PositiveInt = 500
+    """Steps between picture grids."""
+
+
+def shipped_configs() -> tuple[str, ...]:
+    """Names of the configurations in the package."""
+    folder = resources.files("dhpe_fast") / "configs"
+    return tuple(sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml")))
+
+
+def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainConfig:
+    """Reads a configuration.
+
+    Args:
+        source: a YAML file, or the name of a shipped configuration.
+        overrides: ``section.key=value`` changes, the value as in YAML.
+
+    Raises:
+        ConfigError: if the file is missing or no YAML, or a key or value is not accepted; it names all of them.
+    """
+    tree = _read_yaml(source)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return TrainConfig.model_validate(tree)
+    except _ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
+        ]
+        raise ConfigError(f"{os.fspath(source)} is no training configuration:\n" + "\n".join(lines)) from None
+
+
+def data_source(text: str) -> DataSource:
+    """A data set from ``FORMAT:ROOT:SPLIT``.
+
+    Raises:
+        ConfigError: if the text has other than three parts.
+    """
+    parts = text.split(":")
+    if len(parts) != 3 or not all(parts):
+        raise ConfigError(f"data: expected FORMAT:ROOT:SPLIT, as rhd:data/RHD_published_v2:evaluation, got {text!r}")
+    return DataSource(format=parts[0], root=Path(parts[1]), split=parts[2])
+
+
+def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Writes a configuration, with every default spelled out; ``load_config`` reads it back."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(Path(path), text.encode())
+
+
+def _read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        if str(source) not in shipped_configs():
+            raise ConfigError(
+                f"config: there is no file {str(path)!r}, and no shipped configuration of this name; "
+                f"there are {', '.join(shipped_configs())}"
+            )
+        text = (resources.files("dhpe_fast") / "configs" / f"{source}.yaml").read_text()
+    else:
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise ConfigError(f"config: {str(path)!r} cannot be read: {error.strerror}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {str(path)!r} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {str(path)!r} holds {type(tree).__name__}, expected sections with keys")
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not name:
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+    tree[name] = yaml.safe_load(value)

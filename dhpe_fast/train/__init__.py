@@ -1,0 +1,19 @@
+"""Training: Eq. 7 on mini-batches of crops, resumable at any step, on one process or many."""
+
+from dhpe_fast.train.checkpoint import BEST, LAST, CheckpointError
+from dhpe_fast.train.log import read_log
+from dhpe_fast.train.loop import TrainingDivergedError, build_model, load_model, open_crops, train
+from dhpe_fast.train.validation import joints_in_metres
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "CheckpointError",
+    "TrainingDivergedError",
+    "build_model",
+    "joints_in_metres",
+    "load_model",
+    "open_crops",
+    "read_log",
+    "train",
+]

@@ -1,0 +1,131 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder that appears whole: it is written under another name, and renamed. It holds the weights
+(``model.safetensors``, readable by anything), and what only training needs (``state.pt``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+LAST = "last"
+BEST = "best"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+@dataclass
+class Progress:
+    """Where a run is; the next batch is number `batch` of epoch `epoch`."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    skipped_in_a_row: int = 0
+    best_epe_mm: float = float("inf")
+
+
+def save_checkpoint(
+    run: Path,
+    name: str,
+    model: nn.Module,
+    state: dict[str, Any],
+) -> None:
+    """Writes ``run/checkpoints/NAME``; until the new one is complete, the old one stays.
+
+    Args:
+        run: folder of the run.
+        name: of the checkpoint, for instance ``LAST``.
+        model: whose weights and buffers are saved.
+        state: tensors and plain values, as ``torch.load(weights_only=True)`` gives them back.
+    """
+    folder = run / "checkpoints" / name
+    fresh, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, fresh / "model.safetensors")
+    torch.save(state, fresh / "state.pt")
+    for file in fresh.iterdir():
+        _flush_to_disk(file)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(run: Path, name: str = LAST) -> Path | None:
+    """The folder of a checkpoint, also if the process died between its last two renames; None if there is none."""
+    folder = run / "checkpoints" / name
+    for candidate in (folder, folder.with_name(f".{name}.old")):
+        if (candidate / "state.pt").is_file():
+            return candidate
+    return None
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Loads ``model.safetensors`` of a checkpoint.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged, or its tensors are not those of the model; it names the
+            first that differ.
+    """
+    file = folder / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    expected = model.state_dict()
+    wrong = sorted(set(tensors) ^ set(expected)) + sorted(
+        key for key in set(tensors) & set(expected) if tensors[key].shape != expected[key].shape
+    )
+    if wrong:
+        raise CheckpointError(f"{file}: {len(wrong)} tensors are not those of this model, the first: {wrong[:3]}")
+    model.load_state_dict(tensors)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Loads ``state.pt`` of a checkpoint, to the CPU.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    file = folder / "state.pt"
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the damage leads it to
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+
+
+def pack_progress(progress: Progress) -> dict[str, int | float]:
+    """As plain values."""
+    return asdict(progress)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of torch's generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Tensor | list[Tensor]]) -> None:
+    """Takes up the states of ``rng_state``; those of GPUs only where there are as many."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _flush_to_disk(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

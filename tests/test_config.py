@@ -1,0 +1,115 @@
+"""Configurations: the shipped ones, what a run saves, and what is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("pydantic", reason="the extra `train` is not installed")
+
+from dhpe_fast.config import ConfigError, data_source, load_config, save_config, shipped_configs
+from dhpe_fast.refinement.descent import EnergyWeights
+
+TEXT = """
+data:
+  train: [{format: rhd, root: a, split: train}]
+  validation: [{format: rhd, root: a, split: test}]
+optimisation: {epochs: 2, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize("name", ["paper", "synthetic", "tiny"])
+def test_shipped_configurations_load_and_survive_being_saved(name, tmp_path):
+    assert name in shipped_configs()
+    config = load_config(name)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_the_paper_s_setting():
+    config = load_config("paper")
+    assert (config.model.depth, config.model.image_size, config.model.iterations) == (50, 224, 3)
+    assert (config.model.use_joints2d, config.model.use_refiner, config.model.joint0) == (True, True, "palm")
+    assert config.optimisation.learning_rate == 1e-3
+    assert (config.loss.gate.mode, config.loss.gate.tau_px) == ("mean_distance", 15.0)
+    terms = ("articulation", "laplacian", "feature", "silhouette", "refine", "heatmap")
+    assert [getattr(config.loss, term) for term in terms] == [1.0] * 6
+    assert (config.loss.pose_prior, config.loss.shape_prior) == (0.0, 0.0)
+    assert (config.self_supervision.start_epoch, config.self_supervision.instances_per_seed) == (20, 3)
+    assert (config.refinement.iterations, config.refinement.optimizer, config.refinement.step_size) == (50, "gd", 1e-3)
+    assert [source.format for source in config.data.train] == ["rhd", "stb"]
+
+
+def test_defaults_fill_what_a_file_leaves_out(file):
+    config = load_config(file)
+    assert config.model.depth == 50
+    assert config.data.crop.center == 0.0
+
+
+def test_overrides_are_yaml(file):
+    config = load_config(
+        file,
+        ["optimisation.epochs=7", "refinement.weights={feature: 0.5}", "start.imagenet=weights.pth", "model.depth=18"],
+    )
+    assert config.optimisation.epochs == 7
+    assert config.refinement.weights == EnergyWeights(feature=0.5)
+    assert str(config.start.imagenet) == "weights.pth"
+    assert config.model.depth == 18
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimisation.epochs=0", "optimisation.epochs: .*greater than 0, got 0"),
+        ("optimisation.epoch=3", "optimisation.epoch: .*not permitted, got 3"),
+        ("optimisation.precision=float8", "optimisation.precision"),
+        ("model={dept: 3}", "model: .*unexpected keyword argument 'dept'"),
+        ("data.crop={scale: 0.5}", "data.crop: .*scale: expected a factor >= 1"),
+        ("refinement={weights: {joint: 1}}", "refinement: .*'joint'"),
+        ("refinement={optimizer: sgd}", "refinement: .*optimizer"),
+        ("data.train=[]", "data.train"),
+        ("seed=one", "seed"),
+        ("seed", "expected section.key=value"),
+        ("seed.x=1", "'seed' is not a section"),
+    ],
+)
+def test_refused_with_the_key_and_what_was_given(file, override, message):
+    text = file.read_text() + "seed: 0\n"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, [override])
+
+
+def test_all_faults_are_told_at_once(file):
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["optimisation.epochs=-1", "seed=x"])
+    assert "optimisation.epochs" in str(caught.value)
+    assert "seed" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1,\n", "\x00"])
+def test_files_that_are_no_configuration(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_config(path)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"no shipped configuration.*paper, synthetic, tiny"):
+        load_config("huge")
+
+
+def test_data_sources_on_the_command_line():
+    source = data_source("stb:data/STB:test")
+    assert (source.format, str(source.root), source.split) == ("stb", "data/STB", "test")
+    with pytest.raises(ConfigError, match="FORMAT:ROOT:SPLIT"):
+        data_source("data/STB")
