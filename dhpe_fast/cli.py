@@ -1,4 +1,4 @@
-"""The command line ``dhpe-fast``: ``fit``, ``demo``, ``doctor``; ``synth``, ``train``, ``eval``, ``progress`` for networks.
+"""The command line ``dhpe-fast``: fit, demo and doctor for hands; synth, train, eval and progress for networks.
 
 Everything heavy is imported inside the commands, so that ``--help`` is quick.
 """
