@@ -22,6 +22,7 @@ from dhpe_fast.data import HandBatch, HandCrops, apply_colour, make_loader, open
 from dhpe_fast.hand import HandModel, WeakPerspective
 from dhpe_fast.io import save_image
 from dhpe_fast.metrics import (
+    ALIGNMENTS,
     SegmentationCounts,
     auc,
     epe,
@@ -93,6 +94,8 @@ def evaluate(
         ValueError: if the data set cannot be read, has no sample, or an option is not accepted.
     """
     options = EvaluationOptions() if options is None else options
+    if options.alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment: expected one of {', '.join(ALIGNMENTS)}, got {options.alignment!r}")
     config, model = load_model(run, options.checkpoint)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = options.source or config.data.validation[0]
