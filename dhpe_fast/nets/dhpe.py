@@ -79,7 +79,8 @@ class DHPE(nn.Module):
         hand = HandModel.default() if hand is None else copied_model(hand)
         hand = hand.to(torch.get_default_dtype())
         self._spec = spec
-        self.features = FeatureExtractor(spec.depth)
+        # Blocks that start as the identity keep the features of an untrained F, and so its first hand, in bounds.
+        self.features = FeatureExtractor(spec.depth, zero_init_residual=True)
         self.pose2d = Pose2DNet(spec.pose2d_width, spec.pose2d_stages, spec.pose2d_input_size)
         self.mesh_estimator = MeshEstimator(
             self.features.n_features,
