@@ -142,7 +142,7 @@ class FixedRng:
         return self.drawn
 
 
-def test_moves_are_along_the_square_in_shares_of_its_side(tmp_path):
+def test_moves_are_in_shares_of_the_side(tmp_path):
     sample = write_sample(tmp_path, crop=CropBox((160, 120), 100))
     item = make_crop(sample, 50, FixedRng(1, -0.5, 1), CropAugmentation(center=0.1, scale=1.25))
     assert item.center_px == (170, 115)

@@ -104,6 +104,13 @@ def test_workers_make_the_same_batches(datasets, workers):
             assert_same(one, other)
 
 
+def test_the_global_generator_is_left_alone(datasets):
+    state = torch.get_rng_state()
+    crops = HandCrops(datasets, 32, AUGMENTATION)
+    next(iter(make_loader(crops, EpochSampler(len(crops), batch_size=2))))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_two_ranks_make_the_batches_of_one(datasets):
     crops = HandCrops(datasets, 32, AUGMENTATION)
     whole = list(make_loader(crops, EpochSampler(len(crops), batch_size=6)))

@@ -38,7 +38,7 @@ class CropAugmentation:
     """Ranges of the variation; the default is none: the paper's crop as it is."""
 
     center: float = 0.0
-    """The square's centre moves by up to this share of its side, along each of its axes."""
+    """The square's centre moves by up to this share of its side, in x and in y of the image."""
     scale: float = 1.0
     """Its side is multiplied by a factor between 1 / scale and scale, uniform in the logarithm."""
     rotation: float = 0.0
@@ -111,7 +111,7 @@ class SquareJitter:
     """What was drawn for the square of one item; the default changes nothing."""
 
     shift: tuple[float, float] = (0.0, 0.0)
-    """Along the square's own axes, shares of its side."""
+    """In x and y of the (mirrored) image, shares of its side."""
     scale: float = 1.0
     angle: float = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def check_hand_size(
 
 def check_in_front(
     joints_m: np.ndarray,  # (N, 21, 3)
-    names: list[str],
+    names: Sequence[str],
     file: Path,
 ) -> None:
     """Finds labels behind the camera.
@@ -77,7 +78,7 @@ def check_reprojection(
     joints_m: np.ndarray,  # (N, 21, 3)
     joints2d_px: np.ndarray,  # (N, 21, 2)
     cameras: np.ndarray,  # (N, 4) fx, fy, cx, cy
-    names: list[str],
+    names: Sequence[str],
     file: Path,
 ) -> None:
     """Finds 3D labels that are not those of the image.

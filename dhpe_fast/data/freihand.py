@@ -111,7 +111,7 @@ def read_freihand(
         cameras=cameras[repeat],
         joint0="wrist",
         mask_files=mask_files,
-        mask_ids=[MASK_IDS] * count,
+        mask_ids=np.tile(MASK_IDS, (count, 1)),
         verts_m=None if verts_m is None else verts_m[repeat],
         crops=None if is_labelled else [whole] * count,
     )

@@ -179,6 +179,7 @@ def make_loader(
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # leaves the global one alone, from which torch would draw a seed for workers
     )
 
 

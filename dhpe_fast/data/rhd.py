@@ -95,17 +95,17 @@ def read_rhd(
     labels = Labels(
         names=names,
         image_files=[folder / "color" / picture for picture in pictures],
-        sides=["left" if left else "right" for left in is_left],
+        sides=np.where(is_left, "left", "right"),
         joints_m=xyz_m[rows, joints],
         joints2d_px=uv_vis[rows, joints, :2] + shift,
         visible=visible[rows, joints],
         cameras=np.stack([matrices[:, 0, 0], matrices[:, 1, 1], *(matrices[:, :2, 2] + shift).T], axis=1),
         joint0="wrist",
         mask_files=mask_files,
-        mask_ids=[MASK_IDS["left" if left else "right"] for left in is_left],
+        mask_ids=np.where(is_left[:, None], MASK_IDS["left"], MASK_IDS["right"]),
     )
     if image_size is None:
-        image_size = _image_size(labels.image_files[0])
+        image_size = _image_size(folder / "color" / pictures[0])
     if check != "none":
         check_principal_point(labels.cameras, image_size, file)
         few = labels.take(entries_to_check(len(ids), check))

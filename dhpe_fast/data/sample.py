@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import cv2
 import numpy as np
@@ -134,11 +134,15 @@ def decode_file(file: Path, mode: int, name: str | None = None) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The columns from which a data set makes its samples; N rows each."""
+    """The columns from which a data set makes its samples; N rows each.
 
-    names: Sequence[str]
-    image_files: Sequence[Path]
-    sides: Sequence[Side]
+    Text is kept in arrays, too: worker processes share their memory, while each look at a Python object of a list
+    changes its reference count, and thereby copies it.
+    """
+
+    names: Sequence[str] | np.ndarray
+    image_files: Sequence[str | Path] | np.ndarray
+    sides: Sequence[Side] | np.ndarray
     joints_m: np.ndarray
     """(N, 21, 3)"""
     joints2d_px: np.ndarray
@@ -148,13 +152,18 @@ class Labels:
     cameras: np.ndarray
     """(N, 4): fx, fy, cx, cy; pixel centres at half numbers."""
     joint0: Joint0
-    mask_files: Sequence[Path | None] | None = None
-    mask_ids: Sequence[tuple[int, int]] | None = None
+    mask_files: Sequence[str | Path] | np.ndarray | None = None
+    mask_ids: np.ndarray | None = None
+    """(N, 2) lowest and highest grey value of the hand."""
     verts_m: np.ndarray | None = None
     """(N, 778, 3)"""
-    crops: Sequence[CropBox | None] | None = None
+    crops: Sequence[CropBox] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("names", "image_files", "sides", "mask_files"):
+            column = getattr(self, name)
+            if column is not None and not isinstance(column, np.ndarray):
+                object.__setattr__(self, name, np.array([str(text) for text in column], dtype=np.str_))
         n = len(self.names)
         lengths = {name: len(column) for name, column in vars(self).items() if column is not None and name != "joint0"}
         if any(length != n for length in lengths.values()):
@@ -162,12 +171,12 @@ class Labels:
 
     def take(self, indices: Sequence[int]) -> Labels:
         """The rows at these indices."""
-        chosen = {}
-        for name, column in vars(self).items():
-            if isinstance(column, np.ndarray):
-                chosen[name] = column[list(indices)]
-            elif column is not None and name != "joint0":
-                chosen[name] = [column[i] for i in indices]
+        indices = np.asarray(indices, dtype=np.int64)
+        chosen: dict[str, Any] = {
+            name: column[indices] for name, column in vars(self).items() if isinstance(column, np.ndarray)
+        }
+        if self.crops is not None:
+            chosen["crops"] = [self.crops[i] for i in indices]
         return replace(self, **chosen)
 
 
@@ -198,16 +207,16 @@ class Dataset(Sequence[Sample]):
             raise IndexError(f"index {index} of {n} samples of {self.name}, split {self.split}")
         row = self.labels
         return Sample(
-            name=row.names[index],
-            image_file=row.image_files[index],
-            side=row.sides[index],
+            name=str(row.names[index]),
+            image_file=Path(row.image_files[index]),
+            side=str(row.sides[index]),
             joints_m=row.joints_m[index].astype(np.float64),
             joints2d_px=row.joints2d_px[index].astype(np.float64),
             visible=row.visible[index].copy(),
             camera=Pinhole(*row.cameras[index].tolist()),
             joint0=row.joint0,
-            mask_file=None if row.mask_files is None else row.mask_files[index],
-            mask_ids=ANY_MASK_ID if row.mask_ids is None else row.mask_ids[index],
+            mask_file=None if row.mask_files is None else Path(row.mask_files[index]),
+            mask_ids=ANY_MASK_ID if row.mask_ids is None else tuple(row.mask_ids[index].tolist()),
             verts_m=None if row.verts_m is None else row.verts_m[index].astype(np.float64),
             crop=None if row.crops is None else row.crops[index],
             image_size=self.image_size,
