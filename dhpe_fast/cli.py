@@ -1,4 +1,4 @@
-"""The command line ``dhpe-fast``: fit, demo and doctor for hands; synth, train, eval and progress for networks.
+"""The command line ``dhpe-fast``: fit, demo and doctor for hands; data, synth, train, eval and progress for networks.
 
 Everything heavy is imported inside the commands, so that ``--help`` is quick.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from dhpe_fast.data import Dataset
     from dhpe_fast.hand_fit import HandFit
 
 app = typer.Typer(
@@ -252,6 +253,43 @@ def progress(
 
 
 @app.command()
+def data(
+    format: Annotated[str, typer.Argument(help="rhd, stb, dexter_object or freihand.", show_default=False)],
+    root: Annotated[Path, typer.Argument(help="The folder of the data set.", show_default=False)],
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the reader, as NAME=VALUE, for instance camera=sk; repeat it for several."),
+    ] = None,
+    read_all: Annotated[bool, typer.Option("--read-all", help="Also decode every image and mask.")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="An image file for 16 crops with their labels drawn in, to look at.")
+    ] = None,
+) -> None:
+    """Open a data set, check its labels and files, and say what is in it."""
+    with _one_line_errors():
+        from dhpe_fast.data import open_dataset
+        from dhpe_fast.data.overview import overview, unreadable_files
+
+        dataset = open_dataset(format, root, split, **{"check": "all", **_options(option or [])})
+        rows = {"data set": f"{dataset.name}, split {dataset.split}", **overview(dataset)}
+        for name, value in rows.items():
+            typer.echo(f"{name:<{max(map(len, rows))}}  {value}")
+        if pictures is not None:
+            _save_crops(dataset, pictures)
+            typer.echo(f"wrote {pictures}")
+        faults = []
+        if read_all:
+            with typer.progressbar(length=len(dataset), label="reading", file=sys.stderr) as bar:
+                faults = unreadable_files(dataset, lambda: bar.update(1))
+            typer.echo(f"{len(faults)} files cannot be used")
+    for fault in faults:
+        typer.secho(f"  {fault}", fg=typer.colors.RED, err=True)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """Report versions, processors and kernels, and check each op against its twin; 1 if one is broken."""
     from dhpe_fast import doctor
@@ -367,6 +405,36 @@ def _progress(images: list[Path]) -> Iterator[Path]:
         return
     with typer.progressbar(images, label="fitting", file=sys.stderr) as bar:
         yield from bar
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE with values as in JSON, or else as text."""
+    import json
+
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--option: expected NAME=VALUE, got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _save_crops(dataset: Dataset, file: Path, n: int = 16) -> None:
+    import numpy as np
+
+    from dhpe_fast.data import make_crop
+    from dhpe_fast.io import save_image
+    from dhpe_fast.viz import contact_sheet, draw_skeleton
+
+    chosen = dataset.subset(np.unique(np.linspace(0, len(dataset) - 1, n).astype(int)))
+    crops = [make_crop(sample) for sample in chosen]
+    places_px = [(crop.joints_crop[:, :2] + 1) / 2 * len(crop.image) for crop in crops]
+    drawn = [draw_skeleton(crop.image, places) for crop, places in zip(crops, places_px, strict=True)]
+    save_image(file, contact_sheet(drawn, [crop.name for crop in crops]))
 
 
 @contextmanager

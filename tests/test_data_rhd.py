@@ -12,6 +12,7 @@ from dataset_files import STD, hand_at, pixels, python2_pickle, rhd_entry, rows,
 
 from dhpe_fast.data import DatasetError, MissingDataError
 from dhpe_fast.data.rhd import read_rhd
+from dhpe_fast.data.synthetic import write_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +208,11 @@ def test_resized_images_are_found(broken):
 def test_wrong_arguments_are_named(rhd, arguments, message):
     with pytest.raises(ValueError, match=message):
         read_rhd(rhd.root, **arguments)
+
+
+def test_synthetic_data_is_read_alike(tmp_path):
+    """Rendered hands in this layout: labels project, and the mask covers the joints that are seen."""
+    write_synthetic(tmp_path / "set", 3, 0, seed=5, size_px=128, workers=1)
+    for sample in read_rhd(tmp_path / "set", "train", check="all"):
+        rows, columns = np.floor(sample.joints2d_px[sample.visible]).astype(int).T[::-1]
+        assert sample.read_mask()[rows, columns].mean() > 0.8
