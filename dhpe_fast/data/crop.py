@@ -38,6 +38,10 @@ class CropItem:
     """(S, S, 3) uint8 RGB."""
     mask: np.ndarray | None
     """(S, S) uint8, 0 or 1."""
+    joints_crop: np.ndarray
+    """(21, 3)"""
+    valid: np.ndarray
+    """(21,) bool"""
     visible: np.ndarray
     """(21,) bool"""
     joints_m: np.ndarray
@@ -56,22 +60,6 @@ class CropItem:
     """(778, 3)"""
     index: int = 0
     """Of the item in ``HandCrops``."""
-
-    @property
-    def joints_crop(self) -> np.ndarray:
-        """(21, 3) crop frame; ``collate`` works them out for a whole batch."""
-        square = (self.center_px, self.size_px, self.angle)
-        return normalize(
-            torch.from_numpy(self.joints_m),
-            torch.from_numpy(self.camera),
-            Square(*(torch.tensor(value, dtype=torch.float64) for value in square)),
-            torch.tensor(self.root_depth_m, dtype=torch.float64),
-        ).numpy()
-
-    @property
-    def valid(self) -> np.ndarray:
-        """(21,) bool: in front of the camera, and so in the crop frame."""
-        return np.isfinite(self.joints_m).all(axis=1) & (self.joints_m[:, 2] > 0)
 
 
 def make_crop(
@@ -123,17 +111,29 @@ def make_crop(
     look = draw_look(augmentation, rng) if rng is not None and augmentation.varies_look else None
     square = _jittered(_square(sample, joints_m, camera, width), jitter)
     to_image = _image_of_crop(square, jitter.angle, width if mirrored else None)
+    root_depth_m = root_depth(joints_m)
+    joints_crop = normalize(
+        torch.from_numpy(joints_m),
+        torch.from_numpy(camera),
+        Square(
+            *(torch.tensor(value, dtype=torch.float64) for value in (square.center_px, square.size_px, jitter.angle))
+        ),
+        torch.tensor(root_depth_m, dtype=torch.float64),
+    ).numpy()
+    valid = np.isfinite(joints_crop).all(axis=1)
     return CropItem(
         name=sample.name,
         image=_resample(image, to_image, square.size_px, size, BORDER_GREY),
         mask=None if mask is None else _mask(mask, to_image, square.size_px, size),
-        visible=visible & np.isfinite(joints_m).all(axis=1),
+        joints_crop=joints_crop,
+        valid=valid,
+        visible=visible & valid,
         joints_m=joints_m,
         camera=camera,
         center_px=square.center_px,
         size_px=square.size_px,
         angle=jitter.angle,
-        root_depth_m=root_depth(joints_m),
+        root_depth_m=root_depth_m,
         mirrored=mirrored,
         joint0=joint0,
         look=look,

@@ -26,7 +26,6 @@ from dhpe_fast.data.batch import Appearance, HandBatch
 from dhpe_fast.data.crop import CropItem, make_crop
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.joint0 import JOINT0, WRIST_OF_PALM, Joint0
-from dhpe_fast.data.normalize import Square, normalize
 from dhpe_fast.data.sample import Dataset, Sample
 
 
@@ -122,29 +121,21 @@ def collate(items: Sequence[CropItem]) -> HandBatch:
         raise ValueError(f"items: expected at least one, with one meaning of joint 0, got {len(items)} with {joint0}")
     size = len(items[0].image)
     no_mask = np.zeros((size, size), np.uint8)
-    joints_m = torch.from_numpy(np.stack([item.joints_m for item in items]))
-    camera = torch.from_numpy(np.stack([item.camera for item in items]))
-    center_px, size_px, angle, root_depth_m = (
-        torch.tensor([getattr(item, name) for item in items], dtype=torch.float64)
-        for name in ("center_px", "size_px", "angle", "root_depth_m")
-    )
-    valid = torch.from_numpy(np.stack([item.valid for item in items]))
-    joints_crop = normalize(joints_m, camera, Square(center_px, size_px, angle), root_depth_m)
     has_verts = all(item.verts_m is not None for item in items)
     return HandBatch(
         images=torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2),
         masks=torch.from_numpy(np.stack([no_mask if item.mask is None else item.mask for item in items])),
         has_mask=torch.tensor([item.mask is not None for item in items]),
-        joints_crop=joints_crop.masked_fill(~valid[..., None], 0).float(),
-        valid=valid,
-        visible=torch.from_numpy(np.stack([item.visible for item in items])) & valid,
+        joints_crop=_floats([np.where(item.valid[:, None], item.joints_crop, 0) for item in items]),
+        valid=torch.from_numpy(np.stack([item.valid for item in items])),
+        visible=torch.from_numpy(np.stack([item.visible for item in items])),
         index=torch.tensor([item.index for item in items]),
-        joints_m=joints_m.masked_fill(~valid[..., None], 0).float(),
-        camera=camera.float(),
-        center_px=center_px.float(),
-        size_px=size_px.float(),
-        angle=angle.float(),
-        root_depth_m=root_depth_m.float(),
+        joints_m=_floats([np.where(item.valid[:, None], item.joints_m, 0) for item in items]),
+        camera=_floats([item.camera for item in items]),
+        center_px=_floats([item.center_px for item in items]),
+        size_px=_floats([item.size_px for item in items]),
+        angle=_floats([item.angle for item in items]),
+        root_depth_m=_floats([item.root_depth_m for item in items]),
         mirrored=torch.tensor([item.mirrored for item in items]),
         names=tuple(item.name for item in items),
         joint0=items[0].joint0,
