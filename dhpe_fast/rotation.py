@@ -1,8 +1,8 @@
 """Conversions between axis-angle, quaternion, 6D and matrix forms of a rotation.
 
 Matrices act on column vectors, angles are radians, quaternions are (w, x, y, z). Every function takes any
-leading batch, keeps dtype and device, and has finite gradients everywhere, at the identity and at half turns
-included.
+leading batch, keeps dtype and device, and has finite gradients everywhere, at the identity, at half turns and for
+numbers that stand for no rotation (zeros, parallel columns) included. Components may be as large as 1e18.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 QUAT_EPS = 1e-8
-"""A quaternion is divided by ``max(|q|, QUAT_EPS)``: zero is the identity, with zero gradient."""
+"""A quaternion that is not longer than this is read as the identity, with zero gradient."""
 
 _SMALL_ANGLE_SQ = 1e-2
 """Below this squared angle Taylor series take over; their truncation error stays under 3e-14."""
@@ -30,9 +30,9 @@ def axis_angle_to_matrix(
     t2 = angle_sq
     first = torch.where(small, 1 - t2 / 6 * (1 - t2 / 20 * (1 - t2 / 42)), angle.sin() / angle)
     second = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
-    k = cross_matrix(axis_angle)
+    k, k_sq = cross_matrix(axis_angle), _cross_matrix_sq(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
+    return eye + first[..., None, None] * k + second[..., None, None] * k_sq
 
 
 def left_jacobian(
@@ -49,9 +49,9 @@ def left_jacobian(
     half_sinc = (0.5 * angle).sin() / (0.5 * angle)
     first = torch.where(small, 0.5 - t2 / 24 * (1 - t2 / 30 * (1 - t2 / 56)), 0.5 * half_sinc * half_sinc)
     second = torch.where(small, (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))) / 6, (angle - angle.sin()) / angle**3)
-    k = cross_matrix(axis_angle)
+    k, k_sq = cross_matrix(axis_angle), _cross_matrix_sq(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return eye + first[..., None, None] * k + second[..., None, None] * (k @ k)
+    return eye + first[..., None, None] * k + second[..., None, None] * k_sq
 
 
 def quaternion_to_matrix(
@@ -59,11 +59,10 @@ def quaternion_to_matrix(
 ) -> Tensor:
     """Rotation matrices (..., 3, 3) of the normalised quaternion; the zero quaternion gives the identity."""
     _check(quat, "quat", (4,))
-    norm = torch.linalg.vector_norm(quat, dim=-1, keepdim=True).clamp_min(QUAT_EPS)
-    unit = quat / norm
-    k = cross_matrix(unit[..., 1:])
+    unit = _unit_quaternion(quat)
+    k, k_sq = cross_matrix(unit[..., 1:]), _cross_matrix_sq(unit[..., 1:])
     eye = torch.eye(3, dtype=quat.dtype, device=quat.device)
-    return eye + 2 * (unit[..., :1, None] * k + k @ k)
+    return eye + 2 * (unit[..., :1, None] * k + k_sq)
 
 
 def matrix_to_quaternion(
@@ -110,7 +109,7 @@ def quaternion_to_axis_angle(
 ) -> Tensor:
     """Axis-angle (..., 3) with angle in [0, pi]; q and -q agree, the zero quaternion gives zero."""
     _check(quat, "quat", (4,))
-    unit = quat / torch.linalg.vector_norm(quat, dim=-1, keepdim=True).clamp_min(QUAT_EPS)
+    unit = _unit_quaternion(quat)
     unit = torch.where(unit[..., :1] < 0, -unit, unit)
     w, vector = unit[..., :1], unit[..., 1:]
     sine_sq = (vector * vector).sum(-1, keepdim=True)
@@ -153,6 +152,13 @@ def matrix_to_rotation_6d(
     return matrix[..., :2].transpose(-1, -2).flatten(-2)
 
 
+def _unit_quaternion(quat: Tensor) -> Tensor:
+    """`quat` made unit, or the identity where it is too short to have a direction."""
+    usable = torch.linalg.vector_norm(quat.detach(), dim=-1, keepdim=True) > QUAT_EPS
+    quat = torch.where(usable, quat, torch.eye(1, 4, dtype=quat.dtype, device=quat.device)[0])
+    return quat / torch.linalg.vector_norm(quat, dim=-1, keepdim=True)
+
+
 def _unit_or(vector: Tensor, fallback: Tensor) -> Tensor:
     """`vector` made unit, or `fallback` where it is too short to have a direction."""
     length_sq = (vector * vector).sum(-1, keepdim=True)
@@ -177,6 +183,13 @@ def cross_matrix(vector: Tensor) -> Tensor:
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+
+
+def _cross_matrix_sq(vector: Tensor) -> Tensor:
+    """[v]_x [v]_x = v v^T - |v|^2 I (..., 3, 3); no matrix product, which autocast would round to a half type."""
+    x, y, z = vector.unbind(-1)
+    xx, yy, zz, xy, xz, yz = x * x, y * y, z * z, x * y, x * z, y * z
+    return torch.stack([-yy - zz, xy, xz, xy, -xx - zz, yz, xz, yz, -xx - yy], dim=-1).unflatten(-1, (3, 3))
 
 
 def _check(value: Tensor, name: str, last: tuple[int, ...]) -> None:

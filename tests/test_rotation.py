@@ -71,22 +71,81 @@ def test_quaternion_and_its_negative_are_one_rotation() -> None:
     assert r.matrix_to_quaternion(r.quaternion_to_matrix(quat))[0] >= 0
 
 
-def test_zero_quaternion_is_the_identity_with_finite_gradients() -> None:
-    for dtype in (torch.float32, torch.float64):
-        quat = torch.zeros(2, 4, dtype=dtype, requires_grad=True)
-        for function in (r.quaternion_to_matrix, r.quaternion_to_axis_angle):
-            result = function(quat)
-            (gradient,) = torch.autograd.grad(result.sum() + (result**2).sum(), quat)
-            assert gradient.isfinite().all()
-        assert torch.equal(r.quaternion_to_matrix(quat.detach()), torch.eye(3, dtype=dtype).expand(2, 3, 3))
-        assert torch.equal(r.quaternion_to_axis_angle(quat.detach()), torch.zeros(2, 3, dtype=dtype))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-9])
+def test_a_quaternion_without_a_direction_is_the_identity_with_zero_gradient(length: float, dtype: torch.dtype) -> None:
+    quat = (length * torch.tensor([[0.0, 1, 0, 0], [-0.6, 0, 0, 0.8]], dtype=dtype)).requires_grad_()
+    identities = torch.eye(3, dtype=dtype).expand(2, 3, 3), torch.zeros(2, 3, dtype=dtype)
+    for function, identity in zip((r.quaternion_to_matrix, r.quaternion_to_axis_angle), identities, strict=True):
+        result = function(quat)
+        assert torch.equal(result, identity)
+        (gradient,) = torch.autograd.grad(result.sum() + ((result - 1) ** 2).sum(), quat)
+        assert not gradient.any()
 
 
-@pytest.mark.parametrize("angle", ANGLES)
+WHOLE_TURNS = [2 * math.pi - 1e-7, 2 * math.pi, 2 * math.pi + 1e-7, 7.0, 4 * math.pi, 50.0]
+
+
+@pytest.mark.parametrize("angle", [*ANGLES, math.pi + 1e-7, *WHOLE_TURNS])
 def test_gradients_of_axis_angle(angle: float) -> None:
     axis_angle = _axis_angles(angle).requires_grad_()
     assert torch.autograd.gradcheck(r.axis_angle_to_matrix, axis_angle)
     assert torch.autograd.gradcheck(r.axis_angle_to_quaternion, axis_angle)
+
+
+FORMS = {
+    "axis-angle": (r.matrix_to_axis_angle, r.axis_angle_to_matrix),
+    "quaternion": (r.matrix_to_quaternion, r.quaternion_to_matrix),
+    "6D": (r.matrix_to_rotation_6d, r.rotation_6d_to_matrix),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("angle", [*ANGLES, math.pi + 1e-7, *WHOLE_TURNS])
+def test_the_derivative_survives_every_form(angle: float, form: str) -> None:
+    """By way of another form and back it is the same rotation, also where the form itself jumps."""
+    there, back = FORMS[form]
+    axis_angle = _axis_angles(angle).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: back(there(r.axis_angle_to_matrix(v))), axis_angle, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("angle", [*ANGLES, *WHOLE_TURNS])
+def test_all_gradients_are_finite_and_of_the_order_of_one(angle: float, dtype: torch.dtype) -> None:
+    """Of every function at every angle, on both sides of the jump of the axis at half turns."""
+    axis_angle = _axis_angles(angle).to(dtype)
+    matrix, quat = r.axis_angle_to_matrix(axis_angle), r.axis_angle_to_quaternion(axis_angle)
+    for function, value in (
+        (r.axis_angle_to_matrix, axis_angle),
+        (r.axis_angle_to_quaternion, axis_angle),
+        (r.matrix_to_quaternion, matrix),
+        (r.matrix_to_axis_angle, matrix),
+        (r.quaternion_to_matrix, quat),
+        (r.quaternion_to_axis_angle, quat),
+        (r.quaternion_to_axis_angle, -quat),
+        (r.rotation_6d_to_matrix, r.matrix_to_rotation_6d(matrix)),
+    ):
+        leaf = value.clone().requires_grad_()
+        result = function(leaf)
+        (gradient,) = torch.autograd.grad(result, leaf, torch.ones_like(result))
+        assert gradient.abs().max() < 20, function.__name__
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_quaternion_to_axis_angle_next_to_a_half_turn(side: float) -> None:
+    """The axis jumps where w changes its sign; up to there the derivative is that of the formula."""
+    axis = torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
+    quat = torch.cat([torch.tensor([side * 1e-3], dtype=torch.float64), axis]).requires_grad_()
+    torch.testing.assert_close(
+        r.quaternion_to_axis_angle(quat).detach(), side * (math.pi - 2e-3) * axis, rtol=0, atol=1e-8
+    )
+    assert torch.autograd.gradcheck(r.quaternion_to_axis_angle, quat)
+    half_turn = torch.cat([torch.zeros(1, dtype=torch.float64), axis]).requires_grad_()
+    result = r.quaternion_to_axis_angle(half_turn)
+    torch.testing.assert_close(result, math.pi * axis)
+    (gradient,) = torch.autograd.grad(result, half_turn, axis)
+    # d(angle)/dw = -2 at w = 0; the length of q, along v, changes nothing.
+    torch.testing.assert_close(gradient, torch.tensor([-2.0, 0, 0, 0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("angle", ANGLES)
