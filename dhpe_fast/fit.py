@@ -258,7 +258,7 @@ def _refine_finalists(view: _View, guess: Refined, iterations: int) -> Refined:
 def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState) -> HandState:
     """The state under the true camera: at the depth where its size at the root is that of the orthographic image."""
     dtype = model.hands_mean.dtype
-    joints_m = model(state.pose.to(dtype), state.betas.to(dtype)).joints_m.to(state.cam.dtype)
+    joints_m = model.joints_m(state.pose.to(dtype), state.betas.to(dtype)).to(state.cam.dtype)
     turned = joints_m @ state.rotation.transpose(1, 2)
     root = turned[:, MIDDLE_MCP]
     scale = state.cam[:, :1].exp()

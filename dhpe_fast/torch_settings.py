@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
 _lock = threading.Lock()
 _users = 0
 _threads_before = 1
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Matrix products in the type of their factors; autocast would round them to a half type, by three digits."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from synthetic_mano import mano_by_loops, synthetic_mano
 
+from dhpe_fast import ops
 from dhpe_fast.conventions import (
     FINGERS,
     JOINT_NAMES,
@@ -113,6 +114,70 @@ def test_batches_broadcast(model: HandModel) -> None:
     torch.testing.assert_close(mesh.verts_m[2, 4], model(pose, betas[4], orient[2, 0]).verts_m)
     matrices = model(axis_angle_to_matrix(pose.view(15, 3)), betas)
     torch.testing.assert_close(matrices.verts_m, model(pose, betas).verts_m)
+
+
+# --- Joints without the mesh ---
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3)])
+def test_joints_without_the_mesh_are_those_of_forward(side: str, batch: tuple[int, ...]) -> None:
+    model = HandModel.default(side, dtype=torch.float64)
+    pose, betas, orient = _random(*batch, 45), _random(*batch, 10, scale=1.5), _random(*batch, 3, scale=2.0)
+    for arguments in (
+        (pose,),
+        (pose, betas),
+        (pose, betas, orient),
+        (axis_angle_to_matrix(pose.unflatten(-1, (15, 3))),),
+    ):
+        joints_m = model.joints_m(*arguments)
+        assert joints_m.shape == (*batch, 21, 3)
+        torch.testing.assert_close(joints_m, model(*arguments).joints_m, rtol=0, atol=1e-12)
+    orients = _random(4, *(1,) * len(batch), 3)
+    torch.testing.assert_close(model.joints_m(pose, None, orients), model(pose, None, orients).joints_m)
+
+
+def test_joints_without_the_mesh_have_the_gradients_of_forward(model: HandModel) -> None:
+    arguments = tuple(t.requires_grad_() for t in (_random(2, 45), _random(2, 10), _random(2, 3)))
+    assert torch.autograd.gradcheck(model.joints_m, arguments)
+    probe = _random(21, 3, seed=1)
+    found, expected = (
+        torch.autograd.grad((joints_m * probe).sum(), arguments)
+        for joints_m in (model.joints_m(*arguments), model(*arguments).joints_m)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_joints_skin_five_vertices(model: HandModel, monkeypatch) -> None:
+    skinned = []
+
+    def counted(pose, betas, basis):
+        skinned.append(len(basis.v_template))
+        return ops.lbs(pose, betas, basis)
+
+    monkeypatch.setattr("dhpe_fast.hand.model.lbs", counted)
+    model.joints_m(_zeros(45))
+    model(_zeros(45))
+    assert skinned == [5, 778]
+
+
+def test_joints_follow_the_module_where_it_goes() -> None:
+    model = HandModel(ARRAYS)
+    pose = _random(45)
+    with torch.inference_mode():
+        single = model.joints_m(pose.float())
+    leaf = pose.float().requires_grad_()
+    model.joints_m(leaf).sum().backward()  # what inference mode cached serves training
+    assert leaf.grad.any()
+    moved = copy.deepcopy(model).double()
+    assert moved.joints_m(pose).dtype == torch.float64
+    torch.testing.assert_close(moved.joints_m(pose), moved(pose).joints_m, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.joints_m(pose.float()), single, rtol=0, atol=0)
+    mirrored = model.mirrored()
+    flip = torch.tensor([-1.0, 1, 1])
+    turn = torch.tensor([1.0, -1, -1]).repeat(15)
+    torch.testing.assert_close(mirrored.joints_m(pose.float() * turn), single * flip, rtol=0, atol=1e-6)
+    assert model.to("meta").joints_m(torch.zeros(2, 45, device="meta")).shape == (2, 21, 3)
 
 
 # --- The crop frame ---
@@ -296,7 +361,7 @@ def _zeros(*shape: int) -> torch.Tensor:
         (
             lambda m: m(_zeros(45), None, _zeros(4)),
             ValueError,
-            r"global_orient: .* as the pose is axis-angle, got \(4,\)",
+            r"global_orient: .* as the pose is given as axis-angle, got \(4,\)",
         ),
         (
             lambda m: m(_zeros(15, 3, 3), None, _zeros(3)),
@@ -305,6 +370,8 @@ def _zeros(*shape: int) -> torch.Tensor:
         ),
         (lambda m: m(_zeros(2, 45), None, _zeros(3, 3)), ValueError, "global_orient .* do not broadcast"),
         (lambda m: m(_zeros(45), None, torch.zeros(3)), ValueError, "global_orient is torch.float32"),
+        (lambda m: m.joints_m(_zeros(48)), ValueError, r"pose: expected \(\*batch, 45\) .* got \(48,\)"),
+        (lambda m: m.joints_m(_zeros(45), _zeros(9)), ValueError, r"betas has shape \(9,\)"),
         (lambda m: m.decode(_zeros(2, 62)), ValueError, r"params: .* got \(2, 62\)"),
         (lambda m: m.decode(None), TypeError, "params: .* got NoneType"),
         (
@@ -336,6 +403,9 @@ def test_compiles_whole_at_its_first_call():
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     pose = torch.randn(2, 45) * 0.3
     torch.testing.assert_close(compiled(pose).verts_m, model(pose).verts_m)
+    joints_m = torch.compile(HandModel.default().joints_m, fullgraph=True, backend="eager")
+    for _ in range(2):  # the constants are made within the first trace
+        torch.testing.assert_close(joints_m(pose), model(pose).joints_m)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

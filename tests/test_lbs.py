@@ -365,6 +365,22 @@ def test_a_basis_of_a_half_type_is_refused_by_name(implementation, half):
         implementation(*make_parameters(dtype=half), make_basis(5, dtype=half))
 
 
+@pytest.mark.parametrize("vertex_ids", [[], [3], [8, 0, 3, 3]])
+def test_a_subset_of_the_basis_poses_some_of_the_vertices(device, vertex_ids):
+    basis = make_basis(9, device=device)
+    pose, betas = make_parameters(device=device)
+    verts, joints = ops.lbs(pose, betas, basis)
+    some, same_joints = ops.lbs(pose, betas, basis.subset(vertex_ids))
+    torch.testing.assert_close(some, verts[:, vertex_ids])
+    torch.testing.assert_close(same_joints, joints)
+
+
+@pytest.mark.parametrize("vertex", [-1, 9])
+def test_a_subset_names_a_vertex_that_is_not_there(vertex):
+    with pytest.raises(ValueError, match=rf"vertex_ids holds {vertex}, expected 0 to 8"):
+        make_basis(9).subset([0, vertex])
+
+
 def test_basis_with_a_wrong_shape_is_named():
     basis = make_basis(5)
     with pytest.raises(ValueError, match=r"LbsBasis\.posedirs has shape \(134, 5, 3\), expected \(135, 5, 3\)"):

@@ -28,9 +28,12 @@ from dhpe_fast.conventions import (
 from dhpe_fast.hand.mano_file import check_model, read_mano, wrist_ring, write_npz
 from dhpe_fast.hand.mano_side import SIDES, find_side, flip_shapedirs_x, shapedirs_x_sign_is_wrong
 from dhpe_fast.hand.params import HandParams
+from dhpe_fast.hand.pose_forms import check_float_tensor, full_pose
 from dhpe_fast.ops.lbs import lbs
+from dhpe_fast.reference._arguments import HALF_TYPES, result_dtype, widened
 from dhpe_fast.reference.lbs import LbsBasis
 from dhpe_fast.rotation import quaternion_to_matrix
+from dhpe_fast.torch_settings import full_precision
 
 DEFAULT_HAND = Path(__file__).with_name("default_hand.npz")
 
@@ -115,6 +118,7 @@ class HandModel(nn.Module):
         self.tip_ids: tuple[int, ...] = tuple(model["tip_ids"].tolist())
         self.left_shapedirs_fixed = False
         self._basis: LbsBasis | None = None
+        self._tip_basis: tuple[LbsBasis, LbsBasis] | None = None
         for key, value in _buffers(model).items():
             tensor = None if value is None else torch.from_numpy(np.ascontiguousarray(value))
             if tensor is not None and tensor.is_floating_point():
@@ -246,33 +250,48 @@ class HandModel(nn.Module):
         basis = self._basis
         # Compared by identity, as `.to` and `load_state_dict(assign=True)` put new tensors in place.
         if basis is None or any(getattr(basis, key) is not buffers[key] for key in _BASIS_FIELDS):
-            basis = self._basis = LbsBasis(**{key: buffers[key] for key in _BASIS_FIELDS})
+            basis = LbsBasis(**{key: buffers[key] for key in _BASIS_FIELDS})
+            if not torch.compiler.is_exporting():  # the tensors of an export stand for themselves only
+                self._basis = basis
         return basis
 
     def forward(
         self,
-        pose: Tensor,  # (*batch, 45) axis-angle, or (*batch, 15, 3, 3)
+        pose: Tensor,  # (*batch, 45) axis-angle, or (*batch, 15, 3 | 4 | 6), or (*batch, 15, 3, 3)
         betas: Tensor | None = None,  # (*batch, 10)
-        global_orient: Tensor | None = None,  # (*batch, 3) axis-angle, or (*batch, 3, 3)
+        global_orient: Tensor | None = None,  # (*batch, 3 | 4 | 6) or (*batch, 3, 3), as the pose
     ) -> HandMesh:
-        """Poses the hand in the model frame, metres. Differentiable in every argument.
+        """Poses the hand in the model frame, metres. Differentiable in every argument (once).
 
         Args:
             pose: *absolute* rotations of joints 1..15 in MANO16 order: zero is the flat rest pose and
-                ``hands_mean`` the mean pose (what other packages call ``flat_hand_mean=True`` without PCA).
+                ``hands_mean`` the mean pose (what other packages call ``flat_hand_mean=True`` without PCA). Axis-angle,
+                quaternions, 6D or matrices, told apart by their shape: see :mod:`dhpe_fast.hand.pose_forms`.
             betas: shape coefficients; None is the mean shape.
-            global_orient: rotation of the hand about its wrist joint; None is the identity.
+            global_orient: rotation of the hand about its wrist joint, in the form of the pose; None is the identity.
 
-        Batches broadcast against each other.
+        Batches broadcast against each other. Half types may stand beside float32, in which they are computed; see
+        :mod:`dhpe_fast.ops` for that and for autocast.
 
         Raises:
             TypeError: if an argument is no floating-point tensor.
             ValueError: if shapes, types or devices do not fit.
         """
-        full_pose = _full_pose(pose, global_orient)
-        betas = pose.new_zeros(N_SHAPE) if betas is None else betas
-        verts_m, joints_m = lbs(full_pose, betas, self.basis)
-        return HandMesh(verts_m, self._std_joints(joints_m, verts_m))
+        verts_m, joints_m = self._skin(pose, betas, global_orient, self.basis)
+        return HandMesh(verts_m, self._std_joints(joints_m, verts_m.index_select(-2, self.tip_index)))
+
+    def joints_m(
+        self,
+        pose: Tensor,  # (*batch, 45) axis-angle, or (*batch, 15, 3 | 4 | 6), or (*batch, 15, 3, 3)
+        betas: Tensor | None = None,  # (*batch, 10)
+        global_orient: Tensor | None = None,  # (*batch, 3 | 4 | 6) or (*batch, 3, 3), as the pose
+    ) -> Tensor:
+        """The joints (*batch, 21, 3) of ``forward``, and their gradients, without the mesh: skins the fingertips only.
+
+        Takes and raises what ``forward`` does.
+        """
+        tips_m, joints_m = self._skin(pose, betas, global_orient, self._basis_of_tips())
+        return self._std_joints(joints_m, tips_m)
 
     def decode(
         self,
@@ -287,15 +306,17 @@ class HandModel(nn.Module):
             TypeError, ValueError: if `params` is neither HandParams nor a floating-point tensor (*batch, 63).
         """
         h = params.packed() if isinstance(params, HandParams) else params
-        _check_float_tensor("params", h)
+        check_float_tensor("params", h)
         if h.shape[-1:] != (H_SIZE,):
             raise ValueError(f"params: expected HandParams or a tensor (*batch, {H_SIZE}), got {tuple(h.shape)}")
+        dtype, h = result_dtype(h), widened(h)
         part = {name: h[..., where] for name, where in H_LAYOUT.items()}
         mesh = self(part["pose"], part["shape"])
         similarity = part["scale"][..., None] * quaternion_to_matrix(part["quat"])
         points = torch.cat([mesh.verts_m, mesh.joints_m], dim=-2)
-        points = points @ similarity.transpose(-1, -2) + part["trans"][..., None, :]
-        return HandMesh(*points.split([N_VERTS, N_JOINTS_STD], dim=-2))
+        with full_precision(h.device):
+            points = points @ similarity.transpose(-1, -2) + part["trans"][..., None, :]
+        return HandMesh(*points.to(dtype).split([N_VERTS, N_JOINTS_STD], dim=-2))
 
     def regress_joints(
         self,
@@ -308,7 +329,9 @@ class HandModel(nn.Module):
         the tips are the same.
         """
         self._check_verts(verts)
-        return self.joint_regressor @ verts
+        with full_precision(verts.device):
+            joints = self.joint_regressor @ widened(verts)
+        return joints.to(result_dtype(verts))
 
     def rest_joints_m(
         self,
@@ -329,10 +352,12 @@ class HandModel(nn.Module):
         coeffs: Tensor,  # (*batch, k), k <= 45
     ) -> Tensor:
         """Absolute pose (*batch, 45): mean pose plus k components, ``flat_hand_mean=False`` elsewhere."""
-        _check_float_tensor("coeffs", coeffs)
+        check_float_tensor("coeffs", coeffs)
         if coeffs.dim() == 0 or coeffs.shape[-1] > N_POSE:
             raise ValueError(f"coeffs: expected (*batch, k) with k <= {N_POSE}, got {tuple(coeffs.shape)}")
-        return self.hands_mean + coeffs @ self.hands_components[: coeffs.shape[-1]]
+        with full_precision(coeffs.device):
+            pose = self.hands_mean + widened(coeffs) @ self.hands_components[: coeffs.shape[-1]]
+        return pose.to(result_dtype(coeffs))
 
     def pca_from_pose(
         self,
@@ -340,13 +365,15 @@ class HandModel(nn.Module):
         n_components: int = N_POSE,
     ) -> Tensor:
         """Coefficients (*batch, n_components) whose ``pose_from_pca`` is closest; exact with all 45."""
-        _check_float_tensor("pose", pose)
+        check_float_tensor("pose", pose)
         if pose.shape[-1:] != (N_POSE,) or not 0 <= n_components <= N_POSE:
             raise ValueError(
                 f"pose: expected (*batch, {N_POSE}) and 0 <= n_components <= {N_POSE}, "
                 f"got {tuple(pose.shape)} and {n_components}"
             )
-        return (pose - self.hands_mean) @ torch.linalg.pinv(self.hands_components[:n_components])
+        with full_precision(pose.device):
+            coeffs = (widened(pose) - self.hands_mean) @ torch.linalg.pinv(self.hands_components[:n_components])
+        return coeffs.to(result_dtype(pose))
 
     def close_wrist(
         self,
@@ -354,6 +381,7 @@ class HandModel(nn.Module):
     ) -> Tensor:
         """Vertices (*batch, 779, 3) for ``faces_closed``: vertex 778 is the mean of the wrist's border."""
         self._check_verts(verts)
+        verts = verts.to(result_dtype(verts))
         centre = verts.index_select(-2, self.wrist_index).mean(-2, keepdim=True)
         return torch.cat([verts, centre], dim=-2)
 
@@ -361,56 +389,45 @@ class HandModel(nn.Module):
         fixed = ", left_shapedirs_fixed=True" if self.left_shapedirs_fixed else ""
         return f"name={self.name!r}, side={self.side!r}, tip_ids={self.tip_ids}{fixed}"
 
-    def _std_joints(self, joints_m: Tensor, verts_m: Tensor) -> Tensor:
-        tips_m = verts_m.index_select(-2, self.tip_index)
+    def _skin(
+        self, pose: Tensor, betas: Tensor | None, global_orient: Tensor | None, basis: LbsBasis
+    ) -> tuple[Tensor, Tensor]:
+        """Points of the basis (*batch, V, 3) and kinematic joints (*batch, 16, 3), metres."""
+        rotations = full_pose(pose, global_orient)
+        verts_m, joints_m = lbs(rotations, rotations.new_zeros(N_SHAPE) if betas is None else betas, basis)
+        if pose.dtype in HALF_TYPES:
+            dtype = result_dtype(*(t for t in (pose, betas, global_orient) if t is not None))
+            verts_m, joints_m = verts_m.to(dtype), joints_m.to(dtype)
+        return verts_m, joints_m
+
+    def _basis_of_tips(self) -> LbsBasis:
+        basis, cached = self.basis, self._tip_basis
+        if cached is not None and cached[0] is basis:
+            return cached[1]
+        # Constants made in inference mode could not take part in training later.
+        with torch.inference_mode(False):
+            tips = basis.subset(self.tip_ids)
+        if not torch.compiler.is_exporting():
+            self._tip_basis = basis, tips
+        return tips
+
+    def _std_joints(self, joints_m: Tensor, tips_m: Tensor) -> Tensor:
         return torch.cat([joints_m, tips_m], dim=-2).index_select(-2, self.std_index)
 
     def _rest_points_m(self, betas: Tensor | None, template: Tensor, directions: Tensor) -> Tensor:
         if betas is None:
             return template.clone()
-        _check_float_tensor("betas", betas)
+        check_float_tensor("betas", betas)
         if betas.shape[-1:] != (N_SHAPE,):
             raise ValueError(f"betas: expected (*batch, {N_SHAPE}), got {tuple(betas.shape)}")
-        return template + torch.einsum("...s,spc->...pc", betas, directions)
+        with full_precision(betas.device):
+            points_m = template + torch.einsum("...s,spc->...pc", widened(betas), directions)
+        return points_m.to(result_dtype(betas))
 
     def _check_verts(self, verts: Tensor) -> None:
-        _check_float_tensor("verts", verts)
+        check_float_tensor("verts", verts)
         if verts.shape[-2:] != (N_VERTS, 3):
             raise ValueError(f"verts: expected (*batch, {N_VERTS}, 3), got {tuple(verts.shape)}")
-
-
-def _full_pose(pose: Tensor, global_orient: Tensor | None) -> Tensor:
-    """Root and joints together, (*batch, 16, 3) or (*batch, 16, 3, 3)."""
-    _check_float_tensor("pose", pose)
-    if pose.shape[-3:] == (N_ARTICULATED, 3, 3):
-        joints, rotation, identity = pose, (3, 3), torch.eye(3, dtype=pose.dtype, device=pose.device)
-    elif pose.shape[-1:] == (N_POSE,):
-        joints, rotation, identity = pose.unflatten(-1, (N_ARTICULATED, 3)), (3,), pose.new_zeros(3)
-    else:
-        raise ValueError(
-            f"pose: expected (*batch, {N_POSE}) axis-angle or (*batch, {N_ARTICULATED}, 3, 3) matrices, "
-            f"got {tuple(pose.shape)}"
-        )
-    root = identity if global_orient is None else global_orient
-    _check_float_tensor("global_orient", root)
-    n = len(rotation)
-    if root.shape[-n:] != rotation:
-        wanted = (
-            "(*batch, 3, 3), as the pose is given as matrices" if n == 2 else "(*batch, 3), as the pose is axis-angle"
-        )
-        raise ValueError(f"global_orient: expected {wanted}, got {tuple(root.shape)}; dhpe_fast.rotation converts")
-    if (root.dtype, root.device) != (pose.dtype, pose.device):
-        raise ValueError(f"global_orient is {root.dtype} on {root.device}, but pose is {pose.dtype} on {pose.device}")
-    try:
-        batch = torch.broadcast_shapes(root.shape[:-n], joints.shape[: -n - 1])
-    except RuntimeError:
-        raise ValueError(
-            f"global_orient {tuple(root.shape)} and pose {tuple(pose.shape)}: batches do not broadcast"
-        ) from None
-    return torch.cat(
-        [root.expand(*batch, *rotation).unsqueeze(-n - 1), joints.expand(*batch, N_ARTICULATED, *rotation)],
-        dim=-n - 1,
-    )
 
 
 def _buffers(model: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
@@ -470,9 +487,3 @@ def _resolve_tip_ids(tip_ids: str | Sequence[int], side: str) -> np.ndarray:
 def _check_side(side: str) -> None:
     if side not in SIDES:
         raise ValueError(f"side: expected 'right' or 'left', got {side!r}")
-
-
-def _check_float_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name}: expected a floating-point tensor, got {given}")

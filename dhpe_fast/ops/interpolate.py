@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_shape
 from dhpe_fast.ops._library import check_kernels
+from dhpe_fast.reference._arguments import result_dtype, widened
 from dhpe_fast.reference.interpolate import check_interpolation
 from dhpe_fast.reference.rasterize import Fragments
 
@@ -38,10 +42,9 @@ def interpolate(
     check_kernels("attributes", attributes)
     face_index, bary = fragments.face_index, fragments.bary
     batch, (height, width) = face_index.shape[:-2], face_index.shape[-2:]
-    dtype = attributes.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        attributes, bary = attributes.float(), bary.float()
-    n_images = batch.numel()
+    dtype = result_dtype(attributes, bary)
+    attributes, bary = widened(attributes), widened(bary)
+    n_images = math.prod(batch)
     shared = attributes.dim() == 2
     image = torch.ops.dhpe_fast.interpolate(
         attributes.reshape(1 if shared else n_images, *attributes.shape[-2:]),
@@ -103,11 +106,4 @@ def _ordered_gradient(
     return total.index_put_((image[:, None].expand_as(vertex), vertex), share, accumulate=True)
 
 
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "interpolate is differentiable once; for second derivatives use its twin dhpe_fast.reference.interpolate"
-    )
-
-
-torch.library.register_autograd("dhpe_fast::interpolate", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dhpe_fast::_interpolate_backward", _refuse_double_backward)
+register_derivative("interpolate", _backward, _setup_context)

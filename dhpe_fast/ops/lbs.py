@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_shape
 from dhpe_fast.ops._library import check_kernels
+from dhpe_fast.reference._arguments import result_dtype, widened
 from dhpe_fast.reference.lbs import LbsBasis, check_lbs_arguments
 
 
@@ -43,11 +47,12 @@ def lbs(
     if batch != betas.shape[:-1]:
         batch = torch.broadcast_shapes(batch, betas.shape[:-1])
         pose, betas = pose.expand(*batch, *pose.shape[-1 - rotation_dims :]), betas.expand(*batch, -1)
-    dtype, work_dtype = pose.dtype, basis.v_template.dtype
-    if dtype != work_dtype:
-        pose, betas = pose.to(work_dtype), betas.to(work_dtype)
+    dtype = work_dtype = basis.v_template.dtype
+    if pose.dtype != work_dtype or betas.dtype != work_dtype:
+        dtype = result_dtype(pose, betas)
+        pose, betas = widened(pose), widened(betas)
     if len(batch) != 1:
-        n_hands = batch.numel()  # not -1: a basis without shape directions leaves betas without elements
+        n_hands = math.prod(batch)  # not -1: a basis without shape directions leaves betas without elements
         pose = pose.reshape(n_hands, *pose.shape[-1 - rotation_dims :])
         betas = betas.reshape(n_hands, betas.shape[-1])
     verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
@@ -107,9 +112,4 @@ def _backward(ctx, grad_verts, grad_joints, _grad_bent):
     return grad_pose, grad_betas, *(None,) * 8
 
 
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError("lbs is differentiable once; for second derivatives use its twin dhpe_fast.reference.lbs")
-
-
-torch.library.register_autograd("dhpe_fast::lbs", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dhpe_fast::_lbs_backward", _refuse_double_backward)
+register_derivative("lbs", _backward, _setup_context)

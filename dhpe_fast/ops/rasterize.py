@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
-from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
+from dhpe_fast.ops._mesh_arguments import (
+    check_face_range,
+    check_mesh,
+    flatten_batch,
+    image_height_width,
+    result_dtype,
+)
 from dhpe_fast.reference._arguments import checked_z_near
 from dhpe_fast.reference.rasterize import Fragments
 
@@ -66,11 +73,11 @@ def rasterize(
     except RuntimeError:
         check_face_range(faces, verts_px.shape[-2])
         raise
-    batch = verts_px.shape[:-2]
+    batch, dtype = verts_px.shape[:-2], result_dtype(verts_px)
     return Fragments(
         face_index.reshape(*batch, height, width),
-        bary.reshape(*batch, height, width, 3).to(verts_px.dtype),
-        depth.reshape(*batch, height, width).to(verts_px.dtype),
+        bary.reshape(*batch, height, width, 3).to(dtype),
+        depth.reshape(*batch, height, width).to(dtype),
     )
 
 
@@ -110,11 +117,4 @@ def _backward(ctx, grad_bary, grad_depth, _grad_face_index):
     return grad_verts, *(None,) * 6
 
 
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "rasterize is differentiable once; for second derivatives use its twin dhpe_fast.reference.rasterize"
-    )
-
-
-torch.library.register_autograd("dhpe_fast::rasterize", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dhpe_fast::_rasterize_backward", _refuse_double_backward)
+register_derivative("rasterize", _backward, _setup_context)

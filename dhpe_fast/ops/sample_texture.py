@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from dhpe_fast import reference
+from dhpe_fast.reference._arguments import result_dtype, widened
 from dhpe_fast.reference.sample_texture import check_texture
 
 
@@ -38,15 +41,15 @@ def sample_texture(
     if texture.is_cuda and torch.are_deterministic_algorithms_enabled():
         return reference.sample_texture(texture, uv, face_index)
     batch, (height, width) = uv.shape[:-3], uv.shape[-3:-1]
-    texels = texture.float() if texture.dtype in (torch.float16, torch.bfloat16) else texture
+    texels, dtype = widened(texture), result_dtype(texture, uv)
     grid = uv.to(texels.dtype) * 2 - 1
     n_channels = texture.shape[-1]
     if texture.dim() == 3:  # all images are rows of one
-        texels, grid = texels[None], grid.reshape(1, batch.numel() * height, width, 2)
+        texels, grid = texels[None], grid.reshape(1, math.prod(batch) * height, width, 2)
     else:
         texels, grid = texels.reshape(-1, *texture.shape[-3:]), grid.reshape(-1, height, width, 2)
     if grid.numel() * n_channels == 0:
-        return texels.new_zeros(*batch, height, width, n_channels).to(texture.dtype)
+        return texels.new_zeros(*batch, height, width, n_channels).to(dtype)
     colors = grid_sample(texels.permute(0, 3, 1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    colors = colors.permute(0, 2, 3, 1).reshape(*batch, height, width, n_channels).to(texture.dtype)
+    colors = colors.permute(0, 2, 3, 1).reshape(*batch, height, width, n_channels).to(dtype)
     return colors if face_index is None else torch.where((face_index >= 0)[..., None], colors, 0)

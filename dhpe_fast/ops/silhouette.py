@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
-from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, image_height_width
+from dhpe_fast.ops._mesh_arguments import (
+    check_face_range,
+    check_mesh,
+    flatten_batch,
+    image_height_width,
+    result_dtype,
+)
 from dhpe_fast.reference._arguments import checked_eps, checked_sigma, checked_z_near
 
 
@@ -89,7 +96,7 @@ def silhouette(
     except RuntimeError:
         check_face_range(faces, verts_px.shape[-2])
         raise
-    return mask.reshape(*verts_px.shape[:-2], height, width).to(verts_px.dtype)
+    return mask.reshape(*verts_px.shape[:-2], height, width).to(result_dtype(verts_px))
 
 
 class _Options(NamedTuple):
@@ -201,14 +208,6 @@ def _backward_soft(ctx, grad_mask, _grad_missed):
     return grad_verts, *(None,) * 6
 
 
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError("silhouette is differentiable once: no mode has a kernel for second derivatives")
-
-
-for _mode, _setup, _backward in (
-    ("nmr", _setup_nmr, _backward_nmr),
-    ("edge", _setup_edge, _backward_edge),
-    ("soft", _setup_soft, _backward_soft),
-):
-    torch.library.register_autograd(f"dhpe_fast::silhouette_{_mode}", _backward, setup_context=_setup)
-    torch.library.register_autograd(f"dhpe_fast::_silhouette_{_mode}_backward", _refuse_double_backward)
+register_derivative("silhouette_nmr", _backward_nmr, _setup_nmr, name="silhouette", has_twin=False)
+register_derivative("silhouette_edge", _backward_edge, _setup_edge, name="silhouette")
+register_derivative("silhouette_soft", _backward_soft, _setup_soft, name="silhouette")

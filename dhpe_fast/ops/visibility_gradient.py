@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.ops import _library  # noqa: F401  (registers torch.ops.dhpe_fast)
+from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_raster_shapes, check_shape
-from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch
+from dhpe_fast.ops._mesh_arguments import check_face_range, check_mesh, flatten_batch, result_dtype
 from dhpe_fast.reference._arguments import checked_eps
 from dhpe_fast.reference.visibility_gradient import check_image
 
@@ -64,7 +65,7 @@ def visibility_gradient(
     except RuntimeError:
         check_face_range(faces, verts_px.shape[-2])
         raise
-    return attached.reshape(image.shape).to(image.dtype)
+    return attached.reshape(image.shape).to(result_dtype(image))
 
 
 def _check_shapes(op: str, image: Tensor, face_index: Tensor, verts_px: Tensor, faces: Tensor) -> None:
@@ -102,9 +103,4 @@ def _backward(ctx, grad):
     return grad, None, grad_verts, None, None
 
 
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError("visibility_gradient is differentiable once")
-
-
-torch.library.register_autograd("dhpe_fast::visibility_gradient", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dhpe_fast::_visibility_gradient_backward", _refuse_double_backward)
+register_derivative("visibility_gradient", _backward, _setup_context, has_twin=False)

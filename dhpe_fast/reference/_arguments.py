@@ -16,6 +16,42 @@ MIN_Z_NEAR = 1e-6
 
 MIN_SIGMA, MAX_SIGMA = 1e-6, 1e6
 """Square pixels; beyond, float32 has no room for the squares of distances."""
+# Not made where they are used: a compiled program with free numbers formats none.
+_ACCEPTED_Z_NEAR = f"a number of at least {MIN_Z_NEAR:g} or None"
+_ACCEPTED_SIGMA = f"{MIN_SIGMA:g} to {MAX_SIGMA:g}"
+
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+"""Computed in float32, and so at home beside it."""
+
+
+def widened_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of `dtype` are computed."""
+    return torch.float32 if dtype in HALF_TYPES else dtype
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in a type that the ops compute in."""
+    return tensor.float() if tensor.dtype in HALF_TYPES else tensor
+
+
+def result_dtype(*tensors: Tensor) -> torch.dtype:
+    """The type of a result: the one of the arguments, or what half types and float32 promote to.
+
+    Under autocast half types come from the layers before, not from the caller's wish: results are float32 then, as
+    those of torch's own ops that autocast keeps in float32.
+    """
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        if tensor.dtype != dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.float32 if dtype in HALF_TYPES and torch.is_autocast_enabled(tensors[0].device.type) else dtype
+
+
+def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises ValueError unless two tensors agree in dtype; a half type and float32 do."""
+    if tensor.dtype != other.dtype and widened_dtype(tensor.dtype) != widened_dtype(other.dtype):
+        raise ValueError(f"{name} is {tensor.dtype}, {other_name} {other.dtype}: they must agree")
 
 
 def describe(value: object) -> str:
@@ -72,7 +108,8 @@ def checked_number(name: str, value: float, accepted: str, is_accepted: Callable
     """`value` as a float; raises TypeError unless it is a number, ValueError unless it is finite and accepted."""
     if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat | torch.SymInt):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not (math.isfinite(value) and is_accepted(value)):
+    # Not math.isfinite, which takes no number that torch.compile leaves open.
+    if not (-math.inf < value < math.inf and is_accepted(value)):
         raise ValueError(f"{name} is {value}, expected {accepted}")
     return float(value)
 
@@ -84,13 +121,12 @@ def checked_eps(eps: float) -> float:
 
 def checked_sigma(sigma: float) -> float:
     """`sigma` as a float, if the kernels have room for it."""
-    accepted = f"{MIN_SIGMA:g} to {MAX_SIGMA:g}"
-    return checked_number("sigma", sigma, accepted, lambda value: MIN_SIGMA <= value <= MAX_SIGMA)
+    return checked_number("sigma", sigma, _ACCEPTED_SIGMA, lambda value: MIN_SIGMA <= value <= MAX_SIGMA)
 
 
 def checked_z_near(z_near: float | None, perspective: bool) -> float | None:
     """What `z_near` stands for: the default in perspective, None where there is no test."""
     if z_near is None:
         return MIN_Z_NEAR if perspective else None
-    accepted = f"a number of at least {MIN_Z_NEAR:g} or None" if perspective else "a finite number or None"
+    accepted = _ACCEPTED_Z_NEAR if perspective else "a finite number or None"
     return checked_number("z_near", z_near, accepted, lambda value: not perspective or value >= MIN_Z_NEAR)

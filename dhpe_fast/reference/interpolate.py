@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhpe_fast.reference._arguments import describe
+from dhpe_fast.reference._arguments import check_same_dtype, describe, result_dtype, widened
 from dhpe_fast.reference.rasterize import Fragments
 
 
@@ -25,11 +25,9 @@ def interpolate(
     vertex = faces.long()[face_index[image, row, column].long()]  # (n, 3)
     corners = attributes.reshape(-1, *attributes.shape[-2:])[image[:, None], vertex]  # (n, 3, C)
     bary = fragments.bary.reshape(-1, height, width, 3)[image, row, column]
-    if attributes.dtype in (torch.float16, torch.bfloat16):
-        corners, bary = corners.float(), bary.float()
-    seen = (bary[..., None] * corners).sum(1).to(attributes.dtype)
-    out = attributes.new_zeros(batch.numel(), height, width, n_channels).index_put((image, row, column), seen)
-    return out.reshape(*batch, height, width, n_channels)
+    seen = (widened(bary)[..., None] * widened(corners)).sum(1)
+    out = seen.new_zeros(batch.numel(), height, width, n_channels).index_put((image, row, column), seen)
+    return out.reshape(*batch, height, width, n_channels).to(result_dtype(attributes, bary))
 
 
 def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:
@@ -52,8 +50,7 @@ def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments)
         raise ValueError(f"attributes has shape {tuple(attributes.shape)}, expected (V, C) or {(*batch, 'V', 'C')}")
     if faces.dim() != 2 or faces.shape[-1] != 3:
         raise ValueError(f"faces has shape {tuple(faces.shape)}, expected (F, 3)")
-    if bary.dtype != attributes.dtype:
-        raise ValueError(f"attributes is {attributes.dtype}, fragments.bary {bary.dtype}: they must agree")
+    check_same_dtype("attributes", attributes, "fragments.bary", bary)
     for name, value in (("faces", faces), ("fragments.face_index", face_index), ("fragments.bary", bary)):
         if value.device != attributes.device:
             raise ValueError(f"{name} is on {value.device}, attributes on {attributes.device}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from dhpe_fast.reference._arguments import describe
+from dhpe_fast.reference._arguments import describe, result_dtype, widened, widened_dtype
 from dhpe_fast.rotation import axis_angle_to_matrix
+from dhpe_fast.torch_settings import full_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,26 @@ class LbsBasis:
         }
         return replace(self, **moved)
 
+    def subset(self, vertex_ids: Sequence[int]) -> LbsBasis:
+        """A basis of these vertices alone, in their order: the op's cost shrinks with them; joints stay as they are.
+
+        Raises:
+            ValueError: if an id is not one of 0 to V - 1.
+        """
+        n_verts = len(self.v_template)
+        for vertex in vertex_ids:
+            if not 0 <= vertex < n_verts:
+                raise ValueError(f"vertex_ids holds {vertex}, expected 0 to {n_verts - 1}")
+        ids = torch.tensor(vertex_ids, dtype=torch.int64, device=self.v_template.device)
+        return replace(
+            self,
+            v_template=self.v_template[ids],
+            shapedirs=self.shapedirs[:, ids],
+            posedirs=self.posedirs[:, ids],
+            skin_joints=self.skin_joints[ids],
+            skin_weights=self.skin_weights[ids],
+        )
+
 
 def lbs(
     pose: Tensor,  # (*batch, J, 3) axis-angle, or (*batch, J, 3, 3) rotation matrices; root first
@@ -72,9 +94,13 @@ def lbs(
         verts_m (*batch, V, 3) and the posed kinematic joints joints_m (*batch, J, 3).
     """
     rotation_dims = check_lbs_arguments(pose, betas, basis)
-    dtype = pose.dtype
-    if dtype != basis.v_template.dtype:
-        pose, betas = pose.to(basis.v_template.dtype), betas.to(basis.v_template.dtype)
+    with full_precision(pose.device):
+        verts_m, joints_m = _lbs(widened(pose), widened(betas), basis, rotation_dims)
+    dtype = result_dtype(pose, betas)
+    return verts_m.to(dtype), joints_m.to(dtype)
+
+
+def _lbs(pose: Tensor, betas: Tensor, basis: LbsBasis, rotation_dims: int) -> tuple[Tensor, Tensor]:
     rotations = pose if rotation_dims == 2 else axis_angle_to_matrix(pose)
     rest_verts = basis.v_template + torch.einsum("...s,svc->...vc", betas, basis.shapedirs)
     rest_joints = basis.joint_template + torch.einsum("...s,sjc->...jc", betas, basis.joint_shapedirs)
@@ -90,7 +116,7 @@ def lbs(
     vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
     vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
     verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
-    return verts_m.to(dtype), joints_m.to(dtype)
+    return verts_m, joints_m
 
 
 def check_lbs_arguments(
@@ -115,14 +141,15 @@ def check_lbs_arguments(
             raise ValueError(f"{name} is on {value.device}, the basis on {basis.v_template.device}")
     if betas.dim() == 0 or betas.shape[-1] != n_shape:
         raise ValueError(f"betas has shape {tuple(betas.shape)}, expected (*batch, {n_shape})")
-    is_axis_angle, is_matrix = pose.shape[-2:] == (n_joints, 3), pose.shape[-3:] == (n_joints, 3, 3)
+    is_axis_angle = pose.shape[-2:] == (n_joints, 3)
+    # The last sizes first: a batch size that is compared is no longer free in an exported program.
+    is_matrix = pose.shape[-2:] == (3, 3) and pose.shape[-3:] == (n_joints, 3, 3)
     if not (is_axis_angle or is_matrix):
         raise ValueError(
             f"pose has shape {tuple(pose.shape)}, expected (*batch, {n_joints}, 3) axis-angle "
             f"or (*batch, {n_joints}, 3, 3) rotation matrices"
         )
-    is_half = pose.dtype in (torch.float16, torch.bfloat16)
-    if pose.dtype != betas.dtype or (pose.dtype != work and not (is_half and work == torch.float32)):
+    if any(dtype != work and widened_dtype(dtype) != work for dtype in (pose.dtype, betas.dtype)):
         raise ValueError(f"pose is {pose.dtype}, betas is {betas.dtype}, the basis {work}: they must agree")
     rotation_dims = 2 if is_matrix and not (is_axis_angle and pose.dim() == betas.dim() + 1) else 1
     batches = pose.shape[: -1 - rotation_dims], betas.shape[:-1]

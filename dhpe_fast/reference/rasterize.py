@@ -7,7 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dhpe_fast.reference._arguments import check_face_range, check_mesh, checked_z_near, image_height_width
+from dhpe_fast.reference._arguments import (
+    check_face_range,
+    check_mesh,
+    checked_z_near,
+    image_height_width,
+    result_dtype,
+    widened,
+)
 
 MAX_COORDINATE_PX = 2.0**24
 """A face with a vertex farther out draws nothing: float32 no longer resolves pixels there."""
@@ -54,17 +61,17 @@ def rasterize(
     height, width = image_height_width(image_size)
     z_near = checked_z_near(z_near, perspective)
     batch = verts_px.shape[:-2]
-    work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
+    work, dtype = widened(verts_px), result_dtype(verts_px)
     images = [
         _rasterize_one(verts, faces.long(), (height, width), perspective, z_near, cull_backfaces)
         for verts in work.reshape(batch.numel(), *verts_px.shape[-2:])
     ]
     if not images:
-        empty = verts_px.new_zeros(*batch, height, width)
-        return Fragments(empty.int(), verts_px.new_zeros(*batch, height, width, 3), empty)
+        empty = work.new_zeros(*batch, height, width, dtype=dtype)
+        return Fragments(empty.int(), work.new_zeros(*batch, height, width, 3, dtype=dtype), empty)
     stacked = (torch.stack(parts) for parts in zip(*images, strict=True))
     index, bary, depth = (t.reshape(*batch, *t.shape[1:]) for t in stacked)
-    return Fragments(index, bary.to(verts_px.dtype), depth.to(verts_px.dtype))
+    return Fragments(index, bary.to(dtype), depth.to(dtype))
 
 
 def _rasterize_one(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhpe_fast.reference._arguments import describe
+from dhpe_fast.reference._arguments import check_same_dtype, describe, result_dtype, widened_dtype
 
 
 def sample_texture(
@@ -17,7 +17,7 @@ def sample_texture(
     check_texture(texture, uv, face_index)
     batch, (height, width) = uv.shape[:-3], uv.shape[-3:-1]
     rows, columns, n_channels = texture.shape[-3:]
-    work = torch.float32 if texture.dtype in (torch.float16, torch.bfloat16) else texture.dtype
+    work, dtype = widened_dtype(texture.dtype), result_dtype(texture, uv)
     shared = texture.dim() == 3
     texels = texture.to(work).reshape(-1, n_channels)
     image = torch.arange(batch.numel(), device=uv.device)[:, None, None] * (0 if shared else rows * columns)
@@ -28,7 +28,7 @@ def sample_texture(
     across, down = (x - left)[..., None], (y - top)[..., None]
     upper = texels[image + top * columns + left] * (1 - across) + texels[image + top * columns + right] * across
     lower = texels[image + bottom * columns + left] * (1 - across) + texels[image + bottom * columns + right] * across
-    colors = (upper * (1 - down) + lower * down).reshape(*batch, height, width, n_channels).to(texture.dtype)
+    colors = (upper * (1 - down) + lower * down).reshape(*batch, height, width, n_channels).to(dtype)
     return colors if face_index is None else torch.where((face_index >= 0)[..., None], colors, 0)
 
 
@@ -45,8 +45,7 @@ def check_texture(texture: Tensor, uv: Tensor, face_index: Tensor | None) -> Non
         raise ValueError(f"texture has shape {tuple(texture.shape)}, expected {accepted}")
     if 0 in texture.shape[-3:-1]:
         raise ValueError(f"texture has shape {tuple(texture.shape)}: it holds no texel")
-    if texture.dtype != uv.dtype:
-        raise ValueError(f"texture is {texture.dtype}, uv {uv.dtype}: they must agree")
+    check_same_dtype("texture", texture, "uv", uv)
     if face_index is not None and face_index.shape != uv.shape[:-1]:
         raise ValueError(f"face_index has shape {tuple(face_index.shape)}, expected {tuple(uv.shape[:-1])}")
     for name, value in (("uv", uv), ("face_index", face_index)):

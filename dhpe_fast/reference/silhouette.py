@@ -15,6 +15,8 @@ from dhpe_fast.reference._arguments import (
     checked_sigma,
     checked_z_near,
     image_height_width,
+    result_dtype,
+    widened,
 )
 from dhpe_fast.reference.rasterize import rasterize
 from dhpe_fast.reference.silhouette_edge import edge_silhouette
@@ -42,7 +44,7 @@ def silhouette(
     height, width = image_height_width(image_size)
     z_near = None if z_near is None else checked_z_near(z_near, perspective=True)
     eps, sigma = checked_eps(eps), checked_sigma(sigma)
-    work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
+    work = widened(verts_px)
     flat = work.reshape(verts_px.shape[:-2].numel(), *verts_px.shape[-2:])
     if mode == "nmr":
         mask = _NmrSilhouette.apply(flat, faces, (height, width), z_near, fill_back, eps)
@@ -51,7 +53,7 @@ def silhouette(
     else:
         draw = edge_silhouette if mode == "edge" else partial(soft_silhouette, sigma=sigma)
         mask = torch.stack([draw(verts, faces.long(), (height, width), z_near, fill_back) for verts in flat])
-    return mask.reshape(*verts_px.shape[:-2], height, width).to(verts_px.dtype)
+    return mask.reshape(*verts_px.shape[:-2], height, width).to(result_dtype(verts_px))
 
 
 class _NmrSilhouette(torch.autograd.Function):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhpe_fast.reference._arguments import check_face_range, check_mesh, checked_eps, describe
+from dhpe_fast.reference._arguments import (
+    check_face_range,
+    check_mesh,
+    checked_eps,
+    describe,
+    result_dtype,
+    widened,
+    widened_dtype,
+)
 
 _VALUES_PER_CHUNK = 1 << 22
 
@@ -23,7 +31,7 @@ def visibility_gradient(
     check_image(image, face_index, verts_px)
     check_face_range(faces, verts_px.shape[-2])
     eps = checked_eps(eps)
-    work = verts_px.float() if verts_px.dtype in (torch.float16, torch.bfloat16) else verts_px
+    work = widened(verts_px)
     n_images = verts_px.shape[:-2].numel()
     attached = _Attach.apply(
         image.to(work.dtype).reshape(n_images, *image.shape[-3:]),
@@ -32,13 +40,13 @@ def visibility_gradient(
         faces,
         eps,
     )
-    return attached.reshape(image.shape).to(image.dtype)
+    return attached.reshape(image.shape).to(result_dtype(image))
 
 
 def check_image(image: Tensor, face_index: Tensor, verts_px: Tensor) -> None:
     """Raises TypeError or ValueError unless the image belongs to the vertices."""
     batch = tuple(verts_px.shape[:-2])
-    if not isinstance(image, Tensor) or image.dtype != verts_px.dtype:
+    if not isinstance(image, Tensor) or widened_dtype(image.dtype) != widened_dtype(verts_px.dtype):
         raise TypeError(f"image must be a tensor of the dtype of verts_px, {verts_px.dtype}, got {describe(image)}")
     if not isinstance(face_index, Tensor) or face_index.dtype != torch.int32:
         raise TypeError(f"face_index must be an int32 tensor, got {describe(face_index)}")
