@@ -55,6 +55,30 @@ def goals() -> str:
     return goals_table(read("lbs"), read("raster"), read("roofline"))
 
 
+def training() -> str:
+    """What small networks learn in minutes, on held-out hands."""
+    result = read("training")
+    if result is None:
+        return not_measured("python bench/training.py")
+    names = {
+        "epe_mm": "joints, root aligned, mean error, mm",
+        "pa_mpjpe_mm": "joints, Procrustes aligned, mm",
+        "auc_zb2017_20_50": "AUC, 20 to 50 mm",
+        "joints2d_px": "2D joints, px of a 224 crop",
+        "iou": "mask, IoU",
+    }
+    gated, constant = (next(row for row in result["rows"] if row["run"] == name) for name in ("gated", "constant"))
+    columns = [gated["scores"][name] for name in ("mean hand", "regression", "refined")]
+    columns += [constant["scores"][name] for name in ("regression", "refined")]
+    head = (plural(gated["samples"], "held-out hand"), "mean hand", "networks", "refined, Eq. 11")
+    head += ("networks, constant λ", "the same, refined")
+    rows = [
+        (text, *(number(scores[key]) if key in scores else "" for scores in columns)) for key, text in names.items()
+    ]
+    minutes = f"Trained in {gated['minutes']:.0f} minutes: {machine(result['run'])}."
+    return f"{markdown(head, *rows)}\n\n{minutes}"
+
+
 def _fit_rows() -> list[tuple[str, str, str]]:
     result = read("keypoint_fit_weak_noise0px_cpu")
     if result is None:
@@ -227,6 +251,7 @@ def _origin(run: Row) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "figures": figures,
+    "training": training,
     "goals": goals,
     "lbs": lambda: timings_table("lbs"),
     "raster": lambda: timings_table("raster"),
