@@ -115,8 +115,10 @@ class HandBatch:
         """(B, 21, 2) pixels of the S x S crop."""
         return self.joints_norm[..., :2] * self.size
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> HandBatch:
-        """The batch on another device."""
+    def to(self, device: torch.device | str) -> HandBatch:
+        """The batch on another device; from page-locked memory to a GPU without waiting."""
+        # The other way, the values would be read before they have arrived.
+        non_blocking = torch.device(device).type != "cpu"
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> HandBatch:

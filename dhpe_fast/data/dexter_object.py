@@ -5,7 +5,7 @@
     dexter+object/
       data/{Grasp1,Grasp2,Occlusion,Pinch,Rigid,Rotate}/
         color/Color_0001.bmp ...              640 x 480
-        annotations/Grasp1 3D.txt, as Grasp13D.txt, ...
+        annotations/Grasp13D.txt              named SEQUENCE3D.txt
 
 A label file has a line for each image, in the order of the sorted names. Fields are separated by ';', each is
 'x,y,z' in millimetres; the first five are the tips of thumb to little finger, what follows are corners of the cuboid.

@@ -2,7 +2,8 @@
 
 As in :mod:`dhpe_fast.hand.mano_pickle`, a file's globals become inert records, and NumPy sees a buffer only after
 its shape and type have been checked; everything else that a pickle can ask for is refused by name. Annotation
-files are large (RHD has 124,000 arrays), so here C's pickle machine reads them.
+files are large (RHD has 124,000 arrays), so here C's pickle machine reads them: a file made for it can use up the
+memory, but not run code.
 """
 
 from __future__ import annotations
