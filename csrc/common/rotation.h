@@ -44,10 +44,9 @@ DHPE_HD RodriguesTerms<T> rodrigues_terms(T q) {
   return r;
 }
 
+// R from the terms at q = v.v. T may be a vector, too, here and in the backward pass.
 template <typename T>
-DHPE_HD Mat3<T> rodrigues(const Vec3<T>& v) {
-  const T q = dot(v, v);
-  const RodriguesTerms<T> r = rodrigues_terms(q);
+DHPE_HD Mat3<T> rodrigues(const Vec3<T>& v, const T& q, const RodriguesTerms<T>& r) {
   const T d = 1 - r.b * q;
   // clang-format off
   return {{d + r.b * v.x * v.x, r.b * v.x * v.y - r.a * v.z, r.b * v.x * v.z + r.a * v.y,
@@ -56,17 +55,27 @@ DHPE_HD Mat3<T> rodrigues(const Vec3<T>& v) {
   // clang-format on
 }
 
+template <typename T>
+DHPE_HD Mat3<T> rodrigues(const Vec3<T>& v) {
+  const T q = dot(v, v);
+  return rodrigues(v, q, rodrigues_terms(q));
+}
+
 // dL/dv from g = dL/dR. With s = vee(g - g^T):
 //   dL = -(b + q b') dq tr(g) + (a' dq) s.v + a s.dv + b v^T(g + g^T) dv + (b' dq) v^T g v,   dq = 2 v.dv
 template <typename T>
-DHPE_HD Vec3<T> rodrigues_backward(const Vec3<T>& v, const Mat3<T>& g) {
-  const T q = dot(v, v);
-  const RodriguesTerms<T> r = rodrigues_terms(q);
+DHPE_HD Vec3<T> rodrigues_backward(const Vec3<T>& v, const Mat3<T>& g, const T& q, const RodriguesTerms<T>& r) {
   const Vec3<T> s = {g.m[7] - g.m[5], g.m[2] - g.m[6], g.m[3] - g.m[1]};
   const Vec3<T> gv = mul(g, v), gtv = mul_transposed(g, v);
   const T along = 2 * (-(r.b + q * r.db) * (g.m[0] + g.m[4] + g.m[8]) + r.da * dot(s, v) + r.db * dot(v, gv));
   return {r.a * s.x + r.b * (gv.x + gtv.x) + along * v.x, r.a * s.y + r.b * (gv.y + gtv.y) + along * v.y,
           r.a * s.z + r.b * (gv.z + gtv.z) + along * v.z};
+}
+
+template <typename T>
+DHPE_HD Vec3<T> rodrigues_backward(const Vec3<T>& v, const Mat3<T>& g) {
+  const T q = dot(v, v);
+  return rodrigues_backward(v, g, q, rodrigues_terms(q));
 }
 
 }  // namespace DHPE_MATH_NAMESPACE

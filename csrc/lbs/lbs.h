@@ -76,15 +76,13 @@ struct VertexSums {
   alignas(64) T packed[16 * kMaxJoints];
 };
 
-constexpr int64_t kGroup = 12;  // CPU: hands that share one pass over the basis
-constexpr int kHalves = 2;      // sums over vertices are always taken half by half, so threads do not change a bit
+constexpr int kHalves = 2;  // CPU: sums over one hand's vertices are taken half by half, so threads do not change a bit
 
-// CPU: working memory of a group of hands; too large for the small stacks of some threads.
+// CPU: working memory of one hand; too large for the small stacks of some threads.
 template <typename T>
-struct GroupScratch {
-  PosedHand<T> posed[kGroup];
-  T coeffs[kGroup * kMaxCoeffs];  // row-major (hands, S + P), as the matrix product wants them
-  VertexSums<T> sums[kGroup];
+struct HandScratch {
+  PosedHand<T> posed;
+  VertexSums<T> halves[kHalves];
 };
 
 }  // namespace dhpe

@@ -8,9 +8,9 @@ namespace dhpe {
 
 #define DHPE_LBS_KERNELS                                                                                       \
   template <typename T>                                                                                        \
-  void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch);              \
+  void lbs_group_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                  \
   template <typename T>                                                                                        \
-  void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch);            \
+  void lbs_group_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                \
   template <typename T>                                                                                        \
   void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);     \
   template <typename T>                                                                                        \
@@ -25,28 +25,37 @@ DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 
 namespace {
 
-constexpr int64_t kSharedHands = 2;  // up to so many hands, threads share each one's vertices
+// Up to so many hands go one by one, threads sharing the vertices of each. More go in groups, whatever the number of
+// threads: the two ways may differ in the last bit.
+constexpr int64_t kSharedHands = 2;
 constexpr int64_t kVertsPerTask = 192;
+constexpr int64_t kHandsPerTask = 16;  // fills the widest vectors
 
 // Kept by each thread: asking the system for so much memory takes longer than posing a hand.
 template <typename T>
-GroupScratch<T>& group_scratch() {
-  static thread_local const std::unique_ptr<GroupScratch<T>> scratch(new GroupScratch<T>);
+HandScratch<T>& hand_scratch() {
+  static thread_local const std::unique_ptr<HandScratch<T>> scratch(new HandScratch<T>);
   return *scratch;
+}
+
+// Calls pose_group(begin, end) for ranges of hands, all of them whole groups but the last.
+template <typename Function>
+void for_each_group(int64_t B, Function&& pose_group) {
+  torch::stable::parallel_for(0, (B + kHandsPerTask - 1) / kHandsPerTask, 1, [&](int64_t begin, int64_t end) {
+    pose_group(begin * kHandsPerTask, std::min(end * kHandsPerTask, B));
+  });
 }
 
 template <typename T>
 void forward(const LbsForward<T>& p, int64_t B) {
-  if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
-    torch::stable::parallel_for(0, B, kGroup, [&](int64_t begin, int64_t end) {
-      DHPE_CALL_SIMD(lbs_forward, p, begin, end, group_scratch<T>());
-    });
+  if (B > kSharedHands) {
+    for_each_group(B, [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_group_forward, p, begin, end); });
     return;
   }
   const LbsModel<T>& m = p.model;
   const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  PosedHand<T>& posed = hand_scratch<T>().posed;
   for (int64_t hand = 0; hand < B; ++hand) {
-    PosedHand<T>& posed = group_scratch<T>().posed[0];
     DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
     torch::stable::parallel_for(0, m.n_verts, kVertsPerTask, [&](int64_t begin, int64_t end) {
       DHPE_CALL_SIMD(lbs_verts, p, hand, posed, begin, end);
@@ -57,17 +66,15 @@ void forward(const LbsForward<T>& p, int64_t B) {
 
 template <typename T>
 void backward(const LbsBackward<T>& p, int64_t B) {
-  if (B > kSharedHands || torch::stable::get_num_threads() == 1) {
-    torch::stable::parallel_for(0, B, kGroup, [&](int64_t begin, int64_t end) {
-      DHPE_CALL_SIMD(lbs_backward, p, begin, end, group_scratch<T>());
-    });
+  if (B > kSharedHands) {
+    for_each_group(B, [&](int64_t begin, int64_t end) { DHPE_CALL_SIMD(lbs_group_backward, p, begin, end); });
     return;
   }
   const LbsModel<T>& m = p.model;
   const int64_t width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
+  PosedHand<T>& posed = hand_scratch<T>().posed;
+  VertexSums<T>* halves = hand_scratch<T>().halves;
   for (int64_t hand = 0; hand < B; ++hand) {
-    PosedHand<T>& posed = group_scratch<T>().posed[0];
-    VertexSums<T>* halves = group_scratch<T>().sums;
     DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
     torch::stable::parallel_for(0, kHalves, 1, [&](int64_t begin, int64_t end) {
       for (int64_t half = begin; half < end; ++half)

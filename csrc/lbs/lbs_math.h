@@ -27,21 +27,30 @@ DHPE_HD int64_t parent_of(const LbsModel<T>& m, int64_t joint) {
   return p < 0 || p >= joint ? 0 : p;
 }
 
-// Needs `local` and `rest`; fills `world` and `position`. The root turns about its own joint.
+// The root turns about its own joint.
 template <typename T>
-DHPE_HD void chain_forward(const LbsModel<T>& m, Chain<T>& c) {
+DHPE_HD void chain_forward_root(Chain<T>& c) {
   for (int i = 0; i < 9; ++i) c.world[i] = c.local[i];
   for (int i = 0; i < 3; ++i) c.position[i] = c.rest[i];
-  for (int64_t j = 1; j < m.n_joints; ++j) {
-    const int64_t p = parent_of(m, j);
-    const Mat3<T> parent = load9(c.world + 9 * p);
-    const Mat3<T> world = mul(parent, load9(c.local + 9 * j));
-    const Vec3<T> at = load3(c.position + 3 * p) + mul(parent, load3(c.rest + 3 * j) - load3(c.rest + 3 * p));
-    for (int i = 0; i < 9; ++i) c.world[9 * j + i] = world.m[i];
-    c.position[3 * j] = at.x;
-    c.position[3 * j + 1] = at.y;
-    c.position[3 * j + 2] = at.z;
-  }
+}
+
+// Joint j from its parent p.
+template <typename T>
+DHPE_HD void chain_forward_joint(Chain<T>& c, int64_t j, int64_t p) {
+  const Mat3<T> parent = load9(c.world + 9 * p);
+  const Mat3<T> world = mul(parent, load9(c.local + 9 * j));
+  const Vec3<T> at = load3(c.position + 3 * p) + mul(parent, load3(c.rest + 3 * j) - load3(c.rest + 3 * p));
+  for (int i = 0; i < 9; ++i) c.world[9 * j + i] = world.m[i];
+  c.position[3 * j] = at.x;
+  c.position[3 * j + 1] = at.y;
+  c.position[3 * j + 2] = at.z;
+}
+
+// Needs `local` and `rest`; fills `world` and `position`.
+template <typename T>
+DHPE_HD void chain_forward(const LbsModel<T>& m, Chain<T>& c) {
+  chain_forward_root(c);
+  for (int64_t j = 1; j < m.n_joints; ++j) chain_forward_joint(c, j, parent_of(m, j));
 }
 
 // A joint moves a bent vertex u to W u + o with o = position - W rest.
@@ -59,38 +68,50 @@ struct ChainGrad {
   T rest[kMaxJoints * 3];      // out
 };
 
+// Through o = position - W rest; starts dL/drest.
 template <typename T>
-DHPE_HD void chain_backward(const LbsModel<T>& m, const Chain<T>& c, ChainGrad<T>& g) {
-  for (int64_t j = 0; j < m.n_joints; ++j) {  // o = position - W rest
-    const Vec3<T> go = load3(g.offset + 3 * j), rest = load3(c.rest + 3 * j);
-    add_to(g.position + 3 * j, go);
-    add_outer(g.world + 9 * j, Vec3<T>{-go.x, -go.y, -go.z}, rest);
-    const Vec3<T> gr = mul_transposed(load9(c.world + 9 * j), go);
-    g.rest[3 * j] = -gr.x;
-    g.rest[3 * j + 1] = -gr.y;
-    g.rest[3 * j + 2] = -gr.z;
+DHPE_HD void chain_backward_offset(const Chain<T>& c, ChainGrad<T>& g, int64_t j) {
+  const Vec3<T> go = load3(g.offset + 3 * j), rest = load3(c.rest + 3 * j);
+  add_to(g.position + 3 * j, go);
+  add_outer(g.world + 9 * j, Vec3<T>{-go.x, -go.y, -go.z}, rest);
+  const Vec3<T> gr = mul_transposed(load9(c.world + 9 * j), go);
+  g.rest[3 * j] = -gr.x;
+  g.rest[3 * j + 1] = -gr.y;
+  g.rest[3 * j + 2] = -gr.z;
+}
+
+// From joint j, whose children are done, to itself and its parent p.
+template <typename T>
+DHPE_HD void chain_backward_joint(const Chain<T>& c, ChainGrad<T>& g, int64_t j, int64_t p) {
+  const Mat3<T> parent = load9(c.world + 9 * p), gw = load9(g.world + 9 * j);
+  const Vec3<T> gp = load3(g.position + 3 * j);
+  const Vec3<T> bone = load3(c.rest + 3 * j) - load3(c.rest + 3 * p);
+  // position_j = position_p + W_p bone
+  add_to(g.position + 3 * p, gp);
+  add_outer(g.world + 9 * p, gp, bone);
+  const Vec3<T> gb = mul_transposed(parent, gp);
+  add_to(g.rest + 3 * j, gb);
+  add_to(g.rest + 3 * p, Vec3<T>{-gb.x, -gb.y, -gb.z});
+  // W_j = W_p R_j
+  const Mat3<T> gl = mul(transposed(parent), gw);
+  const Mat3<T> gwp = mul(gw, transposed(load9(c.local + 9 * j)));
+  for (int i = 0; i < 9; ++i) {
+    g.local[9 * j + i] = gl.m[i];
+    g.world[9 * p + i] += gwp.m[i];
   }
-  for (int64_t j = m.n_joints - 1; j > 0; --j) {
-    const int64_t p = parent_of(m, j);
-    const Mat3<T> parent = load9(c.world + 9 * p), gw = load9(g.world + 9 * j);
-    const Vec3<T> gp = load3(g.position + 3 * j);
-    const Vec3<T> bone = load3(c.rest + 3 * j) - load3(c.rest + 3 * p);
-    // position_j = position_p + W_p bone
-    add_to(g.position + 3 * p, gp);
-    add_outer(g.world + 9 * p, gp, bone);
-    const Vec3<T> gb = mul_transposed(parent, gp);
-    add_to(g.rest + 3 * j, gb);
-    add_to(g.rest + 3 * p, Vec3<T>{-gb.x, -gb.y, -gb.z});
-    // W_j = W_p R_j
-    const Mat3<T> gl = mul(transposed(parent), gw);
-    const Mat3<T> gwp = mul(gw, transposed(load9(c.local + 9 * j)));
-    for (int i = 0; i < 9; ++i) {
-      g.local[9 * j + i] = gl.m[i];
-      g.world[9 * p + i] += gwp.m[i];
-    }
-  }
+}
+
+template <typename T>
+DHPE_HD void chain_backward_root(ChainGrad<T>& g) {
   for (int i = 0; i < 9; ++i) g.local[i] = g.world[i];
   for (int i = 0; i < 3; ++i) g.rest[i] += g.position[i];
+}
+
+template <typename T>
+DHPE_HD void chain_backward(const LbsModel<T>& m, const Chain<T>& c, ChainGrad<T>& g) {
+  for (int64_t j = 0; j < m.n_joints; ++j) chain_backward_offset(c, g, j);
+  for (int64_t j = m.n_joints - 1; j > 0; --j) chain_backward_joint(c, g, j, parent_of(m, j));
+  chain_backward_root(g);
 }
 
 // dL/dpose of one joint from the chain's dL/dR.

@@ -226,53 +226,6 @@ void finish_backward(const LbsBackward<T>& p, int64_t hand, const Chain<T>& chai
 
 }  // namespace
 
-// ---- Groups of hands: one thread takes each hand whole -------------------------------------------------------------
-
-template <typename T>
-void lbs_forward(const LbsForward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch) {
-  const LbsModel<T>& m = p.model;
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
-  for (int64_t b = begin; b < end; b += kGroup) {
-    const int64_t hands = std::min(kGroup, end - b);
-    for (int64_t h = 0; h < hands; ++h)
-      pose_hand(m, p.pose + (b + h) * width, p.pose_is_matrix, p.betas + (b + h) * m.n_shape, scratch.posed[h].chain,
-                scratch.coeffs + h * rows);
-    blend(m, scratch.coeffs, hands, 0, n, p.bent + b * n);
-    for (int64_t h = 0; h < hands; ++h) {
-      PosedHand<T>& posed = scratch.posed[h];
-      pack_transforms(m, posed.chain, posed.packed);
-      skin(m, posed.packed, p.bent + (b + h) * n, 0, m.n_verts, p.verts + (b + h) * n);
-      std::copy_n(posed.chain.position, 3 * m.n_joints, p.joints + (b + h) * 3 * m.n_joints);
-    }
-  }
-}
-
-template <typename T>
-void lbs_backward(const LbsBackward<T>& p, int64_t begin, int64_t end, GroupScratch<T>& scratch) {
-  const LbsModel<T>& m = p.model;
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose, width = m.n_joints * (p.pose_is_matrix ? 9 : 3);
-  for (int64_t b = begin; b < end; b += kGroup) {
-    const int64_t hands = std::min(kGroup, end - b);
-    for (int64_t h = 0; h < hands; ++h) {
-      const int64_t hand = b + h;
-      PosedHand<T>& posed = scratch.posed[h];
-      pose_hand(m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed.chain, posed.coeffs);
-      pack_transforms(m, posed.chain, posed.packed);
-      std::fill_n(scratch.sums[h].packed, 16 * m.n_joints, T(0));
-      for (int half = 0; half < kHalves; ++half)
-        skin_backward(p, hand, posed.packed, half_begin(m, half), half_begin(m, half + 1), scratch.sums[h].packed);
-    }
-    std::fill_n(scratch.coeffs, hands * rows, T(0));
-    for (int half = 0; half < kHalves; ++half)
-      blend_backward(m, p.grad_bent + b * n, hands, 3 * half_begin(m, half), 3 * half_begin(m, half + 1),
-                     scratch.coeffs);
-    for (int64_t h = 0; h < hands; ++h)
-      finish_backward(p, b + h, scratch.posed[h].chain, scratch.coeffs + h * rows, scratch.sums[h].packed);
-  }
-}
-
-// ---- A hand or two: threads share the vertices of each -------------------------------------------------------------
-
 template <typename T>
 void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed) {
   pose_hand(m, pose, is_matrix, betas, posed.chain, posed.coeffs);
@@ -308,8 +261,6 @@ void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<
 }
 
 #define DHPE_INSTANTIATE(T)                                                                                     \
-  template void lbs_forward<T>(const LbsForward<T>&, int64_t, int64_t, GroupScratch<T>&);                       \
-  template void lbs_backward<T>(const LbsBackward<T>&, int64_t, int64_t, GroupScratch<T>&);                     \
   template void lbs_pose<T>(const LbsModel<T>&, const T*, bool, const T*, PosedHand<T>&);                       \
   template void lbs_verts<T>(const LbsForward<T>&, int64_t, const PosedHand<T>&, int64_t, int64_t);             \
   template void lbs_backward_half<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, int, VertexSums<T>&); \
