@@ -116,17 +116,18 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """As ``BatchNorm2d`` of the batches put together."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
-        sums = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean, mean_sq = _SumOverProcesses.apply(sums) / count
-        variance = (mean_sq - mean.square()).clamp_min(0)
+        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count
+        # In two rounds: the difference of the mean square and the squared mean would lose half of the digits.
+        centred = x - mean[:, None, None]
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(variance.to(self.running_var) * (count / max(count - 1, 1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(input.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 class _SumOverProcesses(torch.autograd.Function):
