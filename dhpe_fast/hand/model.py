@@ -66,6 +66,9 @@ class HandModel(nn.Module):
     ``.to`` moves them and changes their floating-point type, nothing is trained, and no part of a (licensed)
     hand goes into the ``state_dict`` of a network that owns one.
 
+    Poses come as axis-angle, quaternions, 6D or matrices (:mod:`dhpe_fast.hand.pose_forms`). Geometry stays float32
+    under autocast, and is one graph for torch.compile and torch.export, for any batch size (:mod:`dhpe_fast.ops`).
+
     Attributes:
         side: 'right' or 'left'.
         name: what the model is called.

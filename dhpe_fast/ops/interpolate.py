@@ -27,8 +27,7 @@ def interpolate(
     which index texture coordinates instead of positions.
 
     Differentiable in: attributes and fragments.bary (once), and so through
-    :func:`dhpe_fast.ops.rasterize` in the vertices. float32 and float64; half types are computed in float32 and cast
-    back.
+    :func:`dhpe_fast.ops.rasterize` in the vertices. float32 and float64; half types as :mod:`dhpe_fast.ops` says.
 
     Args:
         attributes: C values a vertex.

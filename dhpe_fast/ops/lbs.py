@@ -23,7 +23,7 @@ def lbs(
 
     Convention: metres and radians; rotations act on column vectors in the model's rest axes; the root turns the hand
     about its own joint. Pose blend shapes are driven by R - I of the joints 1..J-1, as in SMPL and MANO.
-    Differentiable in: pose, betas (once). float32 and float64; half types are computed in float32 and cast back.
+    Differentiable in: pose, betas (once). float32 and float64; half types as :mod:`dhpe_fast.ops` says.
 
     Args:
         pose: absolute rotations of all J joints relative to their parents, axis-angle (*batch, J, 3) or matrices

@@ -43,7 +43,7 @@ def rasterize(
 
     Differentiable in: verts_px, through bary and depth (once). face_index is piecewise constant, so the
     gradient does not see a face's outline; for that see :func:`dhpe_fast.ops.silhouette`. float32 and
-    float64; half types are computed in float32 and cast back.
+    float64; half types as :mod:`dhpe_fast.ops` says.
 
     Args:
         verts_px: vertices of a batch of meshes; the batch may have any rank and may be empty.

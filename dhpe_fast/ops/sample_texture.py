@@ -24,8 +24,8 @@ def sample_texture(
     i and column j has its centre at u = (j + 0.5) / Wt, v = (i + 0.5) / Ht. (In OBJ files v runs up: pass 1 - v.)
     Coordinates outside, and those between the border and the centres of the outermost texels, see the nearest texel.
 
-    Differentiable in: texture and uv; uv receives 0 where it is clamped. Every floating-point dtype; half types are
-    computed in float32 and cast back. Computed by torch's ``grid_sample``, which is what this convention is called
+    Differentiable in: texture and uv; uv receives 0 where it is clamped. Every floating-point dtype; half types
+    as :mod:`dhpe_fast.ops` says. Computed by torch's ``grid_sample``, which is what this convention is called
     there with ``align_corners=False, padding_mode="border"``; on CUDA, where its gradient depends on the order of
     atomic additions, by the twin if deterministic algorithms are asked for.
 

@@ -79,7 +79,7 @@ def silhouette(
         sigma: of "soft", see above; 1e-6 to 1e6.
 
     Returns:
-        The mask (*batch, H, W) in the dtype of verts_px, within [0, 1].
+        The mask (*batch, H, W) in the dtype of verts_px, within [0, 1]; half types as :mod:`dhpe_fast.ops` says.
 
     Raises:
         TypeError: an argument has the wrong type or dtype. ValueError: shapes or devices do not fit; mode is
