@@ -1,4 +1,4 @@
-"""Every op as a function of one tensor, the one that its gradient is for: what must hold for all of them alike."""
+"""Calls for what must hold for all ops alike: each as a function of one tensor, and a hand with its silhouette."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from meshes import sphere
-from torch import Tensor
+from torch import Tensor, nn
 
 from dhpe_fast import ops, reference
 from dhpe_fast.hand import HandModel
@@ -73,3 +73,23 @@ def op_calls(dtype: torch.dtype = torch.float32, device: torch.device | str = "c
 
 
 NAMES = ("lbs", "rasterize", "interpolate", "sample_texture", "visibility_gradient", "nmr", "edge", "soft")
+
+
+class DrawnHand(nn.Module):
+    """h (B, 63) -> its mask (B, 12, 14) in its crop, and its joints (B, 21, 3)."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.hand, self.mode = HandModel.default(), mode
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        mesh = self.hand.decode(h)
+        verts_px = (mesh.verts_m + torch.tensor([1.0, 1, 0])) * 6
+        return ops.silhouette(verts_px, self.hand.faces, (12, 14), mode=self.mode), mesh.joints_m
+
+
+def hands(n: int) -> Tensor:
+    """H (n, 63) of hands that fill their crop."""
+    h = 0.3 * torch.randn(n, 63, generator=torch.Generator().manual_seed(n))
+    h[:, 59] = 8
+    return h

@@ -1,4 +1,4 @@
-"""torch.export and torch.compile: whole graphs, free batch sizes, programs that outlive their process' objects."""
+"""torch.export: hands, silhouettes and both composed, for any batch size, after saving and loading."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import io
 
 import pytest
 import torch
-from op_calls import NAMES, op_calls
+from op_calls import DrawnHand, hands
 from torch import Tensor, nn
 
 from dhpe_fast import ops
 from dhpe_fast.hand import HandModel
 
-CALLS = op_calls()
 MODES = ("nmr", "edge", "soft")
 
 
@@ -28,19 +27,6 @@ class Silhouette(nn.Module):
         return ops.silhouette(verts_px, self.faces, (12, 14), mode=self.mode, z_near=None)
 
 
-class DrawnHand(nn.Module):
-    """h (B, 63) -> its mask (B, 12, 14) in its crop, and its joints (B, 21, 3)."""
-
-    def __init__(self, mode: str) -> None:
-        super().__init__()
-        self.hand, self.mode = HandModel.default(), mode
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        mesh = self.hand.decode(h)
-        verts_px = (mesh.verts_m + torch.tensor([1.0, 1, 0])) * 6
-        return ops.silhouette(verts_px, self.hand.faces, (12, 14), mode=self.mode), mesh.joints_m
-
-
 class Joints(nn.Module):
     """pose of any form -> joints (B, 21, 3)."""
 
@@ -50,13 +36,6 @@ class Joints(nn.Module):
 
     def forward(self, pose: Tensor) -> Tensor:
         return self.hand.joints_m(pose)
-
-
-def hands(n: int) -> Tensor:
-    """H (n, 63) of hands that fill their crop."""
-    h = 0.3 * torch.randn(n, 63, generator=torch.Generator().manual_seed(n))
-    h[:, 59] = 8
-    return h
 
 
 def exported(module: nn.Module, example: Tensor, strict: bool) -> nn.Module:
@@ -69,7 +48,7 @@ def exported(module: nn.Module, example: Tensor, strict: bool) -> nn.Module:
 
 
 def assert_equal_for_any_batch(loaded: nn.Module, module: nn.Module, make) -> None:
-    for batch in (1, 2, 5, 16, 0):  # not only that of the example; 16 is also the number of joints
+    for batch in (1, 2, 15, 16, 0):  # not only that of the example; 15 and 16 are also numbers of joints
         found, expected = loaded(make(batch)), module(make(batch))
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -123,49 +102,3 @@ def test_an_exported_program_trains() -> None:
         gradients.append(h.grad)
     assert gradients[0][:, :45].any()
     torch.testing.assert_close(gradients[1], gradients[0])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_op_is_one_graph_forward_and_backward(name: str) -> None:
-    """With all numbers left open, sizes and options alike."""
-    function, leaf, _ = CALLS[name]
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
-    gradients = []
-    for implementation in (function, compiled):
-        at = leaf.clone().requires_grad_()
-        result = implementation(at)
-        (result * torch.linspace(-1, 1, result.numel()).reshape(result.shape)).sum().backward()
-        gradients.append(at.grad)
-    assert gradients[0].any()
-    torch.testing.assert_close(gradients[1], gradients[0])
-    torch.testing.assert_close(compiled(leaf), function(leaf))
-
-
-def test_a_batch_that_varies_does_not_compile_anew() -> None:
-    module = DrawnHand("nmr")
-    module(hands(1))  # the model's constants
-    graphs = []
-
-    def counting(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(module, backend=counting, fullgraph=True, dynamic=True)
-    for batch in (2, 3, 15, 16, 7):
-        torch.testing.assert_close(compiled(hands(batch)), module(hands(batch)))
-    assert len(graphs) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
-def test_inductor_gives_the_eager_values_and_gradients() -> None:
-    module = DrawnHand("edge")
-    compiled = torch.compile(module, fullgraph=True)
-    results = []
-    for function in (module, compiled):
-        h = hands(2).requires_grad_()
-        mask, joints_m = function(h)
-        (mask.square().mean() + joints_m.square().mean()).backward()
-        results.append((mask.detach(), joints_m.detach(), h.grad))
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
