@@ -74,8 +74,9 @@ def train(
     """
     run = Path(run)
     with world(device) as processes:
-        _claim(run, config, resume, processes)
+        _check_folder(run, config, resume)
         trainer = Trainer(config, run, processes)
+        _make_folder(run, config, processes)
         if resume:
             trainer.resume()
         trainer.run_epochs()
@@ -317,16 +318,19 @@ class Trainer:
         self.processes.wait()
 
 
-def _claim(run: Path, config: TrainConfig, resume: bool, processes: World) -> None:
-    """Makes the run's folder, or checks that it is this run's."""
+def _check_folder(run: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuses a folder that is another run's."""
     saved = run / "config.yaml"
     if resume and saved.is_file():
         if load_config(saved) != config:
             raise ConfigError(f"{run}: was made with another configuration, see {saved}; resume with that one")
     elif run.exists() and any(run.iterdir()):
         raise ConfigError(f"{run}: exists already; resume it, or choose another folder")
-    processes.wait()
+
+
+def _make_folder(run: Path, config: TrainConfig, processes: World) -> None:
+    processes.wait()  # until every process has looked
     if processes.is_first:
         run.mkdir(parents=True, exist_ok=True)
-        save_config(config, saved)
+        save_config(config, run / "config.yaml")
     processes.wait()
