@@ -415,3 +415,68 @@ def test_hostile_poses_never_crash_and_stay_in_their_own_hand(values):
     clean, _ = ops.lbs(good_pose, betas, basis)
     assert torch.equal(verts[1], clean[1])
     assert gradient[1].isfinite().all()
+
+
+CUDA_MODELS = {
+    "hand": {"n_verts": 37, "n_slots": 3},
+    "whole tiles and slots to spare": {"n_verts": 64, "n_slots": 16},
+    "a chain of 40 joints": {"n_verts": 50, "n_slots": 4, "parents": [-1, *range(39)]},
+    "one joint": {"n_verts": 131, "n_slots": 1, "parents": [-1]},
+}
+
+
+def values_and_gradients(pose, betas, basis, weights) -> list[torch.Tensor]:
+    pose, betas = pose.detach().requires_grad_(), betas.detach().requires_grad_()
+    outputs = ops.lbs(pose, betas, basis)
+    return [*outputs, *torch.autograd.grad(outputs, (pose, betas), weights)]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("model", CUDA_MODELS)
+@pytest.mark.parametrize("batch", [1, 31, 32, 33, 130, 1023, 1024, 1100])
+def test_every_path_on_the_gpu_agrees_with_the_cpu_and_repeats_itself(dtype, model, batch):
+    """The GPU poses small batches, batches from 32 hands on, and from 1024 on, in different ways."""
+    basis = make_basis(dtype=dtype, **CUDA_MODELS[model])
+    pose, betas = make_parameters((batch,), dtype, n_joints=len(basis.parents))
+    pose = axis_angle_to_matrix(pose) if batch % 2 else pose
+    weights = [torch.randn(batch, len(x), 3, dtype=dtype) for x in (basis.v_template, basis.parents)]
+    expected = values_and_gradients(pose, betas, basis, weights)
+    on_gpu = (pose.cuda(), betas.cuda(), basis.to(device="cuda"), [w.cuda() for w in weights])
+    found, again = values_and_gradients(*on_gpu), values_and_gradients(*on_gpu)
+    for a, b, wanted in zip(found, again, expected, strict=True):
+        scale = wanted.abs().max()
+        torch.testing.assert_close(a.cpu() / scale, wanted / scale, **TOLERANCE[dtype])
+        assert torch.equal(a, b)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("split", [(31, 1), (20, 31), (31, 993), (32, 1000)])
+def test_a_batch_on_the_gpu_is_its_parts_joined(dtype, split):
+    basis = make_basis(778, dtype=dtype, device="cuda")
+    pose, betas = make_parameters((sum(split),), dtype, "cuda")
+    weights = [torch.randn(sum(split), n, 3, dtype=dtype, device="cuda") for n in (778, 16)]
+    whole = values_and_gradients(pose, betas, basis, weights)
+    cuts = zip(*(t.split(split) for t in (pose, betas, *weights)), strict=True)
+    parts = [values_and_gradients(p, b, basis, w) for p, b, *w in cuts]
+    for a, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(a / a.abs().max(), torch.cat(pieces) / a.abs().max(), **TOLERANCE[dtype])
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("batch", [3, 40, 1030])
+def test_a_cuda_graph_replays_values_and_gradients(batch):
+    basis = make_basis(37, dtype=torch.float32, device="cuda")
+    pose, betas = make_parameters((batch,), torch.float32, "cuda")
+    weights = [torch.randn(batch, n, 3, device="cuda") for n in (37, 16)]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # as capture wants it
+        values_and_gradients(pose, betas, basis, weights)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = values_and_gradients(pose, betas, basis, weights)
+    pose.mul_(0.5)
+    graph.replay()
+    for found, wanted in zip(captured, values_and_gradients(pose, betas, basis, weights), strict=True):
+        assert torch.equal(found, wanted)
