@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from dhpe_fast import ops
 from dhpe_fast.hand import HandModel
 
+# torch.export.load's own, in torch 2.10:
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 MODES = ("nmr", "edge", "soft")
 
 
