@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dhpe_fast.conventions import CROP_SIZE_PX
 from dhpe_fast.ops import silhouette
+from dhpe_fast.torch_settings import full_precision
 
 REDUCTIONS = ("sum", "mean")
 GATE_MODES = ("mean_distance", "squared_norm", "constant")
@@ -200,7 +201,8 @@ def laplacian_loss(
 
     The unit is that of the vertices; the value does not change when the mesh is turned or moved.
     """
-    return torch.linalg.vector_norm(laplacian @ verts, dim=-1).mean(-1)
+    with full_precision(verts.device):
+        return torch.linalg.vector_norm(laplacian @ verts, dim=-1).mean(-1)
 
 
 def cotangent_laplacian(

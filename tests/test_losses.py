@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dhpe_fast.hand import HandModel
 from dhpe_fast.losses import (
     articulation_loss,
     cotangent_laplacian,
@@ -338,3 +339,12 @@ def test_bad_terms_and_weights_are_refused_by_name():
         total_loss({"a": torch.ones(2), "b": torch.ones(3)})
     with pytest.raises(ValueError, match=r"weight \(3,\)"):
         total_loss({"a": torch.ones(2)}, {"a": torch.ones(3)})
+
+
+def test_the_laplacian_keeps_its_digits_under_autocast():
+    model = HandModel.default()
+    laplacian = cotangent_laplacian(model.v_template, model.faces)
+    verts = 10 * model.v_template + 0.001 * torch.randn(778, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = laplacian_loss(verts, laplacian)
+    torch.testing.assert_close(found, laplacian_loss(verts, laplacian))

@@ -149,6 +149,19 @@ def test_the_mesh_terms_leave_the_2d_network_alone(config, batch):
     assert any(p.grad is not None and p.grad.any() for p in objective.model.features.parameters())
 
 
+def test_half_precision_changes_the_networks_and_nothing_after_them(config, batch):
+    torch.manual_seed(0)
+    objective = TrainingObjective(build_model(config).eval(), config.loss.model_copy(update={"pose_prior": 0.01}))
+    with torch.no_grad():
+        full = objective(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = objective(batch)
+            terms = objective.terms(batch, full.output)
+    assert float(half.total) == pytest.approx(float(full.total), rel=0.05)
+    for name in ("articulation", "laplacian", "silhouette", "refine", "pose_prior"):
+        torch.testing.assert_close(terms[name].mean(), full.terms[name], msg=name)
+
+
 # --- Runs -----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dhpe_fast.conventions import N_POSE
 from dhpe_fast.hand import anatomy
 from dhpe_fast.hand.model import HandModel
+from dhpe_fast.torch_settings import full_precision
 
 SAMPLES = 4096
 FLOOR_RAD = np.deg2rad(4.0)
@@ -50,7 +51,8 @@ class PosePrior:
     def energy(self, pose: Tensor) -> Tensor:  # (*batch, 45) -> (*batch,)
         """Squared Mahalanobis distance to the mean natural pose."""
         offset = pose - self.mean
-        return ((offset @ self.precision) * offset).sum(-1)
+        with full_precision(pose.device):
+            return ((offset @ self.precision) * offset).sum(-1)
 
 
 @lru_cache(maxsize=8)
