@@ -65,15 +65,21 @@ struct Chain {
 template <typename T>
 struct PosedHand {
   Chain<T> chain;
-  T coeffs[kMaxCoeffs];                   // the betas, then R - I of joints 1..J-1
-  alignas(64) T packed[16 * kMaxJoints];  // [W | o] of each joint, 3x4 in 16 lanes
+  T coeffs[kMaxCoeffs];       // the betas, then R - I of joints 1..J-1: those that are not zero, ...
+  const T* rows[kMaxCoeffs];  // ... and their rows of the basis
+  int64_t n_coeffs;
+  alignas(64) T packed[16 * kMaxJoints];  // [W | o] of each joint in 16 lanes, see pack_transforms
 };
+
+constexpr int kCopies = 2;     // of a sum over vertices: an addition need not wait for the one before
+constexpr int kMaxLanes = 16;  // of the widest vectors
 
 // CPU: what the backward pass sums over vertices; a part of them, or all.
 template <typename T>
 struct VertexSums {
-  T coeffs[kMaxCoeffs];
-  alignas(64) T packed[16 * kMaxJoints];
+  T coeffs[kMaxCoeffs + kMaxLanes];
+  alignas(64) T lanes[kMaxCoeffs * kMaxLanes];  // of the coefficients, before they are added up
+  alignas(64) T packed[kCopies * 16 * kMaxJoints];
 };
 
 constexpr int kHalves = 2;  // CPU: sums over one hand's vertices are taken half by half, so threads do not change a bit

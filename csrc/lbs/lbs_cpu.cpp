@@ -6,19 +6,21 @@
 
 namespace dhpe {
 
-#define DHPE_LBS_KERNELS                                                                                       \
-  template <typename T>                                                                                        \
-  void lbs_group_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                  \
-  template <typename T>                                                                                        \
-  void lbs_group_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                \
-  template <typename T>                                                                                        \
-  void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);     \
-  template <typename T>                                                                                        \
-  void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end); \
-  template <typename T>                                                                                        \
-  void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, int half,           \
-                         VertexSums<T>& sums);                                                                 \
-  template <typename T>                                                                                        \
+#define DHPE_LBS_KERNELS                                                                                            \
+  template <typename T>                                                                                             \
+  void lbs_group_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                       \
+  template <typename T>                                                                                             \
+  void lbs_group_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                     \
+  template <typename T>                                                                                             \
+  void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);          \
+  template <typename T>                                                                                             \
+  void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end);      \
+  template <typename T>                                                                                             \
+  void lbs_backward_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed); \
+  template <typename T>                                                                                             \
+  void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, int half,                \
+                         VertexSums<T>& sums);                                                                      \
+  template <typename T>                                                                                             \
   void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, VertexSums<T>* halves)
 DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
 #undef DHPE_LBS_KERNELS
@@ -75,7 +77,7 @@ void backward(const LbsBackward<T>& p, int64_t B) {
   PosedHand<T>& posed = hand_scratch<T>().posed;
   VertexSums<T>* halves = hand_scratch<T>().halves;
   for (int64_t hand = 0; hand < B; ++hand) {
-    DHPE_CALL_SIMD(lbs_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
+    DHPE_CALL_SIMD(lbs_backward_pose, m, p.pose + hand * width, p.pose_is_matrix, p.betas + hand * m.n_shape, posed);
     torch::stable::parallel_for(0, kHalves, 1, [&](int64_t begin, int64_t end) {
       for (int64_t half = begin; half < end; ++half)
         DHPE_CALL_SIMD(lbs_backward_half, p, hand, posed, static_cast<int>(half), halves[half]);

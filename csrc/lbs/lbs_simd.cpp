@@ -1,30 +1,23 @@
-// The CPU's inner loops of linear blend skinning, compiled once per instruction set (see common/simd.h).
+// Linear blend skinning of one hand on the CPU, compiled once per instruction set (see common/simd.h). A lane is a
+// column of the basis, or one of the 12 numbers of a transform. Batches are in lbs_group_simd.cpp.
 //
-// Cost: nearly all of it is the blend shapes, V * 3 * (S + P) multiply-adds over a 1.3 MB basis that fits no L2.
-//  - A hand or two: the basis is read once. Shared between two threads, each half of it stays in a core's own L2.
-//  - More: a matrix product. Forward, a block of hands by a panel of columns stays in registers over all rows;
-//  backward,
-//    a block of hands by a block of rows does, over half of the columns. Each basis value loaded serves many hands.
+// Cost: nearly all of it is to read the basis, 1.3 MB for MANO, once. Shared between two threads, each half of it stays
+// in a core's own L2.
 #include <algorithm>
 
-#include "common/vector.h"
+#include "common/transpose.h"
 #include "lbs/lbs_math.h"
 
 namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
 namespace {
 
-constexpr int64_t kRows = 4;  // basis rows taken together
-constexpr int kPanel = 4;     // forward: vectors of columns in registers ...
 #if defined(__AVX512F__)
-constexpr int kHands = 6;       // ... for so many hands: 24 of 32 registers accumulate
-constexpr int kWidePanel = 16;  // for a single hand
-constexpr int kDotHands = 4;    // backward: 4 rows by 4 hands
+constexpr int kPanel = 24;  // vectors of columns in registers, of 32
 #else
-constexpr int kHands = 2;  // 8 of 16 registers
-constexpr int kWidePanel = 8;
-constexpr int kDotHands = 2;
+constexpr int kPanel = 8;  // of 16
 #endif
+constexpr int kNarrowPanel = 4;  // for the columns that remain
 
 template <typename T>
 const T* basis_row(const LbsModel<T>& m, int64_t k) {
@@ -32,167 +25,233 @@ const T* basis_row(const LbsModel<T>& m, int64_t k) {
   return k < m.n_shape ? m.shapedirs + k * n : m.posedirs + (k - m.n_shape) * n;
 }
 
-// coeffs (S + P): the betas, then R - I of joints 1..J-1.
 template <typename T>
-void pose_hand(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, Chain<T>& c, T* coeffs) {
+void pose_hand(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, Chain<T>& c) {
   for (int64_t j = 0; j < m.n_joints; ++j) local_rotation(pose, is_matrix, j, c.local + 9 * j);
   for (int64_t i = 0; i < 3 * m.n_joints; ++i) c.rest[i] = rest_coordinate(m, betas, i);
   chain_forward(m, c);
-  for (int64_t s = 0; s < m.n_shape; ++s) coeffs[s] = betas[s];
+}
+
+template <typename T>
+void collect_coeffs(const LbsModel<T>& m, const T* betas, PosedHand<T>& posed) {
+  int64_t used = 0;
+  const auto take = [&](int64_t k, T coeff) {
+    posed.coeffs[used] = coeff;
+    posed.rows[used] = basis_row(m, k);
+    used += coeff != 0;
+  };
+  for (int64_t s = 0; s < m.n_shape; ++s) take(s, betas[s]);
   for (int64_t i = 0; i < m.n_pose; ++i) {
     const bool diagonal = i % 9 == 0 || i % 9 == 4 || i % 9 == 8;
-    coeffs[m.n_shape + i] = c.local[9 + i] - (diagonal ? T(1) : T(0));
+    take(m.n_shape + i, posed.chain.local[9 + i] - (diagonal ? T(1) : T(0)));
   }
+  posed.n_coeffs = used;
 }
 
-// out = v_template + sum_k coeffs[k] row_k: the panel of `Hands` hands by `Width` vectors of columns from `column` on.
-template <typename T, int Hands, int Width>
-void blend_panel(const LbsModel<T>& m, const T* coeffs, int64_t column, T* out) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  Vector<T> sum[Hands][Width];
-  for (int v = 0; v < Width; ++v) {
-    const Vector<T> start = load(m.v_template + column + v * kLanes<T>);
-    for (int h = 0; h < Hands; ++h) sum[h][v] = start;
+// bent = v_template + sum_k coeffs[k] row_k: `Width` vectors of columns from `column` on.
+template <typename T, int Width>
+void blend_panel(const LbsModel<T>& m, const PosedHand<T>& posed, int64_t column, T* bent) {
+  Vector<T> sum[Width];
+#pragma GCC unroll 24
+  for (int v = 0; v < Width; ++v) sum[v] = load(m.v_template + column + v * kLanes<T>);
+  for (int64_t k = 0; k < posed.n_coeffs; ++k) {
+    const T* row = posed.rows[k] + column;
+    const T coeff = posed.coeffs[k];
+#pragma GCC unroll 24
+    for (int v = 0; v < Width; ++v) sum[v] += coeff * load(row + v * kLanes<T>);
   }
-  for (int64_t k = 0; k < rows; ++k) {
-    const T* row = basis_row(m, k) + column;
-    Vector<T> r[Width];
-    for (int v = 0; v < Width; ++v) r[v] = load(row + v * kLanes<T>);
-    for (int h = 0; h < Hands; ++h)
-      for (int v = 0; v < Width; ++v) sum[h][v] += coeffs[h * rows + k] * r[v];
-  }
-  for (int h = 0; h < Hands; ++h)
-    for (int v = 0; v < Width; ++v) store(out + h * n + column + v * kLanes<T>, sum[h][v]);
+#pragma GCC unroll 24
+  for (int v = 0; v < Width; ++v) store<T>(bent + column + v * kLanes<T>, sum[v]);
 }
 
-// out = v_template + sum_k coeffs[k] row_k over the columns [column, end), for each hand of a group.
+// bent = v_template + sum_k coeffs[k] row_k over the columns [begin, end).
 template <typename T>
-void blend(const LbsModel<T>& m, const T* coeffs, int64_t hands, int64_t column, int64_t end, T* out) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  for (; hands == 1 && column + kWidePanel * kLanes<T> <= end; column += kWidePanel * kLanes<T>)
-    blend_panel<T, 1, kWidePanel>(m, coeffs, column, out);
-  for (; column + kPanel * kLanes<T> <= end; column += kPanel * kLanes<T>) {  // its rows stay in L1 for the whole group
-    int64_t h = 0;
-    for (; h + kHands <= hands; h += kHands) blend_panel<T, kHands, kPanel>(m, coeffs + h * rows, column, out + h * n);
-    for (; h + 2 <= hands; h += 2) blend_panel<T, 2, kPanel>(m, coeffs + h * rows, column, out + h * n);
-    for (; h < hands; ++h) blend_panel<T, 1, kPanel>(m, coeffs + h * rows, column, out + h * n);
+void blend(const LbsModel<T>& m, const PosedHand<T>& posed, int64_t begin, int64_t end, T* bent) {
+  constexpr int64_t narrow = kNarrowPanel * kLanes<T>;
+  int64_t column = begin;
+  for (; column + kPanel * kLanes<T> <= end; column += kPanel * kLanes<T>)
+    blend_panel<T, kPanel>(m, posed, column, bent);
+  for (; column < end && begin + narrow <= end; column += narrow)  // the last one overlaps those before
+    blend_panel<T, kNarrowPanel>(m, posed, std::min(column, end - narrow), bent);
+  for (; column < end; ++column) {
+    T sum = m.v_template[column];
+    for (int64_t k = 0; k < posed.n_coeffs; ++k) sum += posed.coeffs[k] * posed.rows[k][column];
+    bent[column] = sum;
   }
-  for (int64_t h = 0; h < hands; ++h) {  // what no panel covers
-    T* __restrict o = out + h * n;
-    std::copy(m.v_template + column, m.v_template + end, o + column);
-    for (int64_t k = 0; k < rows; ++k) {
-      const T* __restrict row = basis_row(m, k);
-      const T w = coeffs[h * rows + k];
-#pragma omp simd
-      for (int64_t i = column; i < end; ++i) o[i] += w * row[i];
+}
+
+// lanes[k] += row_k * grad, lane by lane: `Width` vectors of columns from `column` on.
+template <typename T, int Width>
+void dot_panel(const LbsModel<T>& m, const Vector<T> (&grad)[Width], int64_t column, Vector<T>* lanes) {
+  constexpr int chains = std::min(Width, 4);
+  const int64_t n = m.n_verts * 3;
+  for (int part = 0; part < 2; ++part) {
+    const T* row = (part ? m.posedirs : m.shapedirs) + column;
+    for (int64_t k = part ? m.n_pose : m.n_shape; k > 0; --k, ++lanes, row += n) {
+      Vector<T> sum[chains] = {*lanes};
+#pragma GCC unroll 24
+      for (int v = 0; v < Width; ++v) sum[v % chains] += grad[v] * load(row + v * kLanes<T>);
+      for (int v = 1; v < chains; ++v) sum[0] += sum[v];
+      *lanes = sum[0];
     }
   }
 }
 
-template <typename T>
-T lane_sum(const Vector<T>& v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
-// grad_coeffs[h][k] += row_k . grad_h over the columns [begin, end), for `Hands` hands and kRows rows.
-template <typename T, int Hands>
-void dot_block(const LbsModel<T>& m, const T* grad, int64_t k, int64_t begin, int64_t end, T* grad_coeffs) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  const int64_t count = std::min(kRows, rows - k);
-  const T* row[kRows];
-  for (int64_t r = 0; r < kRows; ++r) row[r] = basis_row(m, k + std::min(r, count - 1));
-  Vector<T> sum[Hands][kRows] = {};
-  int64_t i = begin;
-  for (; i + kLanes<T> <= end; i += kLanes<T>) {
-    Vector<T> d[kRows];
-    for (int64_t r = 0; r < kRows; ++r) d[r] = load(row[r] + i);
-    for (int h = 0; h < Hands; ++h) {
-      const Vector<T> g = load(grad + h * n + i);
-      for (int64_t r = 0; r < kRows; ++r) sum[h][r] += g * d[r];
-    }
+template <typename T, int Width>
+int64_t dot_panels(const LbsModel<T>& m, const T* grad, int64_t column, int64_t end, Vector<T>* lanes) {
+  for (; column + Width * kLanes<T> <= end; column += Width * kLanes<T>) {
+    Vector<T> g[Width];
+    for (int v = 0; v < Width; ++v) g[v] = load(grad + column + v * kLanes<T>);
+    dot_panel<T, Width>(m, g, column, lanes);
   }
-  for (int h = 0; h < Hands; ++h)
-    for (int64_t r = 0; r < count; ++r) {
-      T total = lane_sum<T>(sum[h][r]);
-      for (int64_t rest = i; rest < end; ++rest) total += grad[h * n + rest] * row[r][rest];
-      grad_coeffs[h * rows + k + r] += total;
-    }
+  return column;
 }
 
-// grad_coeffs_h[k] += row_k . grad_h over the columns [begin, end), for each hand of a group.
+// grad_coeffs[k] = row_k . grad over the columns [begin, end).
 template <typename T>
-void blend_backward(const LbsModel<T>& m, const T* grad, int64_t hands, int64_t begin, int64_t end, T* grad_coeffs) {
-  const int64_t n = m.n_verts * 3, rows = m.n_shape + m.n_pose;
-  for (int64_t k = 0; k < rows; k += kRows) {
-    int64_t h = 0;
-    for (; h + kDotHands <= hands; h += kDotHands)
-      dot_block<T, kDotHands>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
-    for (; h < hands; ++h) dot_block<T, 1>(m, grad + h * n, k, begin, end, grad_coeffs + h * rows);
+void blend_backward(const LbsModel<T>& m, const T* grad, int64_t begin, int64_t end, VertexSums<T>& sums) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t rows = m.n_shape + m.n_pose;
+  Vector<T>* lanes = reinterpret_cast<Vector<T>*>(sums.lanes);
+  std::fill_n(lanes, (rows + L - 1) / L * L, Vector<T>{});
+  int64_t column = dot_panels<T, kPanel>(m, grad, begin, end, lanes);
+  column = dot_panels<T, kNarrowPanel>(m, grad, column, end, lanes);
+  column = dot_panels<T, 1>(m, grad, column, end, lanes);
+  if (column < end && begin + L <= end) {  // the last ones, behind zeros for those that are done
+    Vector<T> g[1] = {load(grad + end - L)};
+    for (int64_t lane = 0; lane < L - (end - column); ++lane) g[0][lane] = 0;
+    dot_panel<T, 1>(m, g, end - L, lanes);
+    column = end;
   }
+  for (int64_t k = 0; k < rows; k += L) {
+    Vector<T> v[L];
+    std::copy_n(lanes + k, L, v);
+    transpose<T>(v);
+    for (int64_t i = 1; i < L; ++i) v[0] += v[i];
+    store<T>(sums.coeffs + k, v[0]);
+  }
+  for (int64_t k = 0; column < end && k < rows; ++k)  // a model smaller than a vector
+    for (int64_t i = column; i < end; ++i) sums.coeffs[k] += basis_row(m, k)[i] * grad[i];
 }
 
-// Each joint's 3x4 transform [W | o] in 16 lanes, so that blending a vertex's transform is one vector operation a slot.
 template <typename T>
-void pack_transforms(const LbsModel<T>& m, const Chain<T>& c, T* packed) {
+struct QuadOf {
+  typedef T type __attribute__((vector_size(4 * sizeof(T))));
+};
+template <typename T>
+using Quad = typename QuadOf<T>::type;  // x, y, z and something else
+
+template <typename T>
+void load_quad(const T* from, Quad<T>& q) {
+  std::memcpy(&q, from, sizeof(q));
+}
+
+// Unless the vertex is the last one, the number behind it is written, too: the next vertex overwrites it.
+template <typename T>
+void store_vertex(T* to, const Quad<T>& q, bool is_last) {
+  if (is_last)
+    std::memcpy(to, &q, 3 * sizeof(T));
+  else
+    std::memcpy(to, &q, sizeof(q));
+}
+
+// Each joint's transform [W | o] in 16 lanes, so that blending a vertex's transform is one vector operation a slot:
+// its four columns with a zero below each, or, `by_rows`, its three rows and one of zeros.
+template <typename T>
+void pack_transforms(const LbsModel<T>& m, const Chain<T>& c, bool by_rows, T* packed) {
   for (int64_t j = 0; j < m.n_joints; ++j) {
     const Vec3<T> o = skin_offset(c, j);
     const T offset[3] = {o.x, o.y, o.z};
-    for (int r = 0; r < 4; ++r)
-      for (int k = 0; k < 4; ++k)
-        packed[16 * j + 4 * r + k] = r == 3 ? T(0) : k == 3 ? offset[r] : c.world[9 * j + 3 * r + k];
+    T* to = packed + 16 * j;
+    for (int i = 12; i < 16; ++i) to[i] = 0;
+    for (int r = 0; r < 3; ++r) {
+      for (int k = 0; k < 4; ++k) to[by_rows ? 4 * r + k : 4 * k + r] = k == 3 ? offset[r] : c.world[9 * j + 3 * r + k];
+      if (!by_rows) to[4 * r + 3] = 0;
+    }
+    if (!by_rows) to[15] = 0;
   }
 }
 
 template <typename T>
-void blended_transform(const LbsModel<T>& m, const T* packed, int64_t v, T* t) {
-  for (int i = 0; i < 16; ++i) t[i] = 0;
-  for (int64_t k = 0; k < m.n_slots; ++k) {
-    const T w = m.skin_weights[v * m.n_slots + k];
-    const T* a = packed + 16 * m.skin_joints[v * m.n_slots + k];
-#pragma omp simd
-    for (int i = 0; i < 16; ++i) t[i] += w * a[i];
+constexpr int kParts = 16 / kLanes<T>;  // vectors of a packed transform
+
+template <typename T>
+void blended_transform(const LbsModel<T>& m, const T* packed, int64_t v, T* transform) {
+  Vector<T> sum[kParts<T>] = {};
+  for (int64_t k = v * m.n_slots; k < (v + 1) * m.n_slots; ++k) {
+    const T* a = packed + 16 * int64_t{m.skin_joints[k]};
+    for (int part = 0; part < kParts<T>; ++part) sum[part] += m.skin_weights[k] * load(a + part * kLanes<T>);
   }
+  for (int part = 0; part < kParts<T>; ++part) store<T>(transform + part * kLanes<T>, sum[part]);
+}
+
+// to = transform x: the sum of the first `Count` quads of the packed transform by as many numbers, the fourth being 1.
+template <typename T, int Count>
+void apply(const T* transform, const T* x, T* to, bool is_last) {
+  Quad<T> sum, term;
+  load_quad(transform + (Count == 4 ? 12 : 0), sum);
+  if (Count == 3) sum *= x[0];
+  for (int k = Count == 3; k < 3; ++k) {
+    load_quad(transform + 4 * k, term);
+    sum += x[k] * term;
+  }
+  store_vertex(to, sum, is_last);
 }
 
 template <typename T>
-void skin(const LbsModel<T>& m, const T* packed, const T* bent, int64_t begin, int64_t end, T* verts) {
+void skin(const LbsModel<T>& model, const T* packed, const T* bent, int64_t begin, int64_t end, T* verts) {
+  const LbsModel<T> m = model;  // which no store can change
   for (int64_t v = begin; v < end; ++v) {
     alignas(64) T t[16];
     blended_transform(m, packed, v, t);
-    const T x = bent[3 * v], y = bent[3 * v + 1], z = bent[3 * v + 2];
-    for (int r = 0; r < 3; ++r) verts[3 * v + r] = t[4 * r] * x + t[4 * r + 1] * y + t[4 * r + 2] * z + t[4 * r + 3];
+    apply<T, 4>(t, bent + 3 * v, verts + 3 * v, v + 1 == end);
   }
 }
 
-// grad_bent of the vertices [begin, end), and their dL/d[W | o] added to 16 lanes a joint.
+// The packed outer product of (a, 0) and (b, 1), by rows.
 template <typename T>
-void skin_backward(const LbsBackward<T>& p, int64_t hand, const T* packed, int64_t begin, int64_t end, T* grad_packed) {
-  const LbsModel<T>& m = p.model;
-  alignas(64) T sum[16 * kMaxJoints];
-  std::fill_n(sum, 16 * m.n_joints, T(0));
-  for (int64_t v = begin; v < end; ++v) {
-    alignas(64) T t[16];
-    blended_transform(m, packed, v, t);
-    const int64_t at = (hand * m.n_verts + v) * 3;
-    const T* g = p.grad_verts + at;
-    const T* u = p.bent + at;
-    for (int k = 0; k < 3; ++k) p.grad_bent[at + k] = t[k] * g[0] + t[4 + k] * g[1] + t[8 + k] * g[2];
-    alignas(64) T outer[16];
-    for (int r = 0; r < 3; ++r)
-      for (int k = 0; k < 4; ++k) outer[4 * r + k] = g[r] * (k == 3 ? T(1) : u[k]);
-    for (int k = 12; k < 16; ++k) outer[k] = 0;
-    for (int64_t k = 0; k < m.n_slots; ++k) {
-      const T w = m.skin_weights[v * m.n_slots + k];
-      T* o = sum + 16 * m.skin_joints[v * m.n_slots + k];
-#pragma omp simd
-      for (int i = 0; i < 16; ++i) o[i] += w * outer[i];
+struct OuterProduct {
+  Vector<T> row[3][kParts<T>], column[4][kParts<T>];  // ones in the lanes of a row or column
+
+  OuterProduct() : row{}, column{} {
+    for (int i = 0; i < 16; ++i) {
+      const int part = i / kLanes<T>, lane = i % kLanes<T>;
+      column[i % 4][part][lane] = 1;
+      if (i < 12) row[i / 4][part][lane] = 1;
     }
   }
-  for (int64_t i = 0; i < 16 * m.n_joints; ++i) grad_packed[i] += sum[i];
+
+  Vector<T> operator()(const T* a, const T* b, int part) const {
+    const Vector<T> x = a[0] * row[0][part] + a[1] * row[1][part] + a[2] * row[2][part];
+    const Vector<T> y = column[3][part] + b[0] * column[0][part] + b[1] * column[1][part] + b[2] * column[2][part];
+    return x * y;
+  }
+};
+
+// grad_bent of the vertices [begin, end), and dL/d[W | o] of each joint.
+template <typename T>
+void skin_backward(const LbsBackward<T>& p, int64_t hand, const T* packed, int64_t begin, int64_t end, T* sums) {
+  const LbsModel<T> m = p.model;  // which no store can change
+  const int64_t first = hand * m.n_verts * 3, copy_size = 16 * m.n_joints;
+  const T *grad_verts = p.grad_verts + first, *bent = p.bent + first;
+  T* grad_bent = p.grad_bent + first;
+  const OuterProduct<T> outer_product;
+  std::fill_n(sums, kCopies * copy_size, T(0));
+  for (int64_t v = begin; v < end; ++v) {
+    alignas(64) T t[16];
+    blended_transform(m, packed, v, t);
+    apply<T, 3>(t, grad_verts + 3 * v, grad_bent + 3 * v, v + 1 == end);
+    Vector<T> outer[kParts<T>];
+    for (int part = 0; part < kParts<T>; ++part) outer[part] = outer_product(grad_verts + 3 * v, bent + 3 * v, part);
+    T* copy = sums + v % kCopies * copy_size;
+    for (int64_t k = v * m.n_slots; k < (v + 1) * m.n_slots; ++k) {
+      const T w = m.skin_weights[k];
+      T* to = copy + 16 * int64_t{m.skin_joints[k]};
+      for (int part = 0; part < kParts<T>; ++part, to += kLanes<T>) store<T>(to, load(to) + w * outer[part]);
+    }
+  }
+  for (int64_t copy = 1; copy < kCopies; ++copy)
+    for (int64_t i = 0; i < copy_size; ++i) sums[i] += sums[copy * copy_size + i];
 }
 
 template <typename T>
@@ -228,15 +287,22 @@ void finish_backward(const LbsBackward<T>& p, int64_t hand, const Chain<T>& chai
 
 template <typename T>
 void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed) {
-  pose_hand(m, pose, is_matrix, betas, posed.chain, posed.coeffs);
-  pack_transforms(m, posed.chain, posed.packed);
+  pose_hand(m, pose, is_matrix, betas, posed.chain);
+  collect_coeffs(m, betas, posed);
+  pack_transforms(m, posed.chain, false, posed.packed);
 }
 
 template <typename T>
 void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end) {
   const int64_t n = p.model.n_verts * 3;
-  blend(p.model, posed.coeffs, 1, 3 * begin, 3 * end, p.bent + hand * n);
+  blend(p.model, posed, 3 * begin, 3 * end, p.bent + hand * n);
   skin(p.model, posed.packed, p.bent + hand * n, begin, end, p.verts + hand * n);
+}
+
+template <typename T>
+void lbs_backward_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed) {
+  pose_hand(m, pose, is_matrix, betas, posed.chain);
+  pack_transforms(m, posed.chain, true, posed.packed);
 }
 
 template <typename T>
@@ -244,10 +310,8 @@ void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>
                        VertexSums<T>& sums) {
   const LbsModel<T>& m = p.model;
   const int64_t n = m.n_verts * 3, begin = half_begin(m, half), end = half_begin(m, half + 1);
-  std::fill_n(sums.packed, 16 * m.n_joints, T(0));
-  std::fill_n(sums.coeffs, m.n_shape + m.n_pose, T(0));
   skin_backward(p, hand, posed.packed, begin, end, sums.packed);
-  blend_backward(m, p.grad_bent + hand * n, 1, 3 * begin, 3 * end, sums.coeffs);
+  blend_backward(m, p.grad_bent + hand * n, 3 * begin, 3 * end, sums);
 }
 
 template <typename T>
@@ -262,6 +326,7 @@ void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<
 
 #define DHPE_INSTANTIATE(T)                                                                                     \
   template void lbs_pose<T>(const LbsModel<T>&, const T*, bool, const T*, PosedHand<T>&);                       \
+  template void lbs_backward_pose<T>(const LbsModel<T>&, const T*, bool, const T*, PosedHand<T>&);              \
   template void lbs_verts<T>(const LbsForward<T>&, int64_t, const PosedHand<T>&, int64_t, int64_t);             \
   template void lbs_backward_half<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, int, VertexSums<T>&); \
   template void lbs_backward_finish<T>(const LbsBackward<T>&, int64_t, const PosedHand<T>&, VertexSums<T>*);
