@@ -7,6 +7,7 @@
 namespace dhpe {
 
 #define DHPE_LBS_KERNELS                                                                                            \
+  void lbs_joint_range(const int32_t* joints, int64_t count, int32_t& low, int32_t& high);                          \
   template <typename T>                                                                                             \
   void lbs_group_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                       \
   template <typename T>                                                                                             \
@@ -93,12 +94,8 @@ void check_indices(const char* op, const LbsModelTensors& m) {
   for (int64_t j = 1; j < J; ++j)
     STD_TORCH_CHECK(parents[j] >= 0 && parents[j] < j, op, ": parents[", j, "] = ", parents[j],
                     ", expected an earlier joint");
-  const int32_t* joints = m.skin_joints.const_data_ptr<int32_t>();
-  int32_t low = 0, high = 0;
-  for (int64_t i = 0; i < m.skin_joints.numel(); ++i) {
-    low = joints[i] < low ? joints[i] : low;
-    high = joints[i] > high ? joints[i] : high;
-  }
+  int32_t low, high;
+  DHPE_CALL_SIMD(lbs_joint_range, m.skin_joints.const_data_ptr<int32_t>(), m.skin_joints.numel(), low, high);
   STD_TORCH_CHECK(low >= 0 && high < J, op, ": skin_joints holds ", low < 0 ? low : high, ", expected 0 to ", J - 1);
 }
 

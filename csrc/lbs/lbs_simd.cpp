@@ -64,15 +64,25 @@ void blend_panel(const LbsModel<T>& m, const PosedHand<T>& posed, int64_t column
   for (int v = 0; v < Width; ++v) store<T>(bent + column + v * kLanes<T>, sum[v]);
 }
 
-// bent = v_template + sum_k coeffs[k] row_k over the columns [begin, end).
+// The same for panels up to `end` from `column` on, which it returns. The last panel overlaps those before, down to
+// `begin`; without room for one, nothing is done.
+template <typename T, int Width>
+int64_t blend_rest(const LbsModel<T>& m, const PosedHand<T>& posed, int64_t begin, int64_t column, int64_t end,
+                   T* bent) {
+  constexpr int64_t width = Width * kLanes<T>;
+  if (end - begin < width) return column;
+  for (; column < end; column += width) blend_panel<T, Width>(m, posed, std::min(column, end - width), bent);
+  return end;
+}
+
+// The same for the columns [begin, end).
 template <typename T>
 void blend(const LbsModel<T>& m, const PosedHand<T>& posed, int64_t begin, int64_t end, T* bent) {
-  constexpr int64_t narrow = kNarrowPanel * kLanes<T>;
   int64_t column = begin;
   for (; column + kPanel * kLanes<T> <= end; column += kPanel * kLanes<T>)
     blend_panel<T, kPanel>(m, posed, column, bent);
-  for (; column < end && begin + narrow <= end; column += narrow)  // the last one overlaps those before
-    blend_panel<T, kNarrowPanel>(m, posed, std::min(column, end - narrow), bent);
+  column = blend_rest<T, kNarrowPanel>(m, posed, begin, column, end, bent);
+  column = blend_rest<T, 1>(m, posed, begin, column, end, bent);
   for (; column < end; ++column) {
     T sum = m.v_template[column];
     for (int64_t k = 0; k < posed.n_coeffs; ++k) sum += posed.coeffs[k] * posed.rows[k][column];
@@ -284,6 +294,18 @@ void finish_backward(const LbsBackward<T>& p, int64_t hand, const Chain<T>& chai
 }
 
 }  // namespace
+
+// The least and the largest of the joints that vertices hang on, and of 0.
+void lbs_joint_range(const int32_t* joints, int64_t count, int32_t& low, int32_t& high) {
+  int32_t least = 0, largest = 0;
+#pragma omp simd reduction(min : least) reduction(max : largest)
+  for (int64_t i = 0; i < count; ++i) {
+    least = std::min(least, joints[i]);
+    largest = std::max(largest, joints[i]);
+  }
+  low = least;
+  high = largest;
+}
 
 template <typename T>
 void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed) {

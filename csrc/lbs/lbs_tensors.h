@@ -34,14 +34,14 @@ struct LbsModelTensors {
     check_tensor(op, "skin_joints", skin_joints_, {V, K}, ScalarType::Int, pose);
     check_tensor(op, "skin_weights", skin_weights_, {V, K}, dtype, pose);
     check_tensor(op, "parents", parents_, {J}, ScalarType::Int, pose);
-    v_template = torch::stable::contiguous(v_template_);
-    shapedirs = torch::stable::contiguous(shapedirs_);
-    posedirs = torch::stable::contiguous(posedirs_);
-    joint_template = torch::stable::contiguous(joint_template_);
-    joint_shapedirs = torch::stable::contiguous(joint_shapedirs_);
-    skin_joints = torch::stable::contiguous(skin_joints_);
-    skin_weights = torch::stable::contiguous(skin_weights_);
-    parents = torch::stable::contiguous(parents_);
+    v_template = dense(v_template_);
+    shapedirs = dense(shapedirs_);
+    posedirs = dense(posedirs_);
+    joint_template = dense(joint_template_);
+    joint_shapedirs = dense(joint_shapedirs_);
+    skin_joints = dense(skin_joints_);
+    skin_weights = dense(skin_weights_);
+    parents = dense(parents_);
   }
 
   template <typename T>
@@ -69,11 +69,11 @@ struct LbsForwardTensors {
 
   LbsForwardTensors(LbsModelTensors model_, const Tensor& pose_, const Tensor& betas_) : model(std::move(model_)) {
     const int64_t B = pose_.size(0), V = model.v_template.size(0);
-    pose = torch::stable::contiguous(pose_);
-    betas = torch::stable::contiguous(betas_);
-    verts = torch::stable::new_empty(pose, {B, V, 3});
-    joints = torch::stable::new_empty(pose, {B, model.parents.size(0), 3});
-    bent = torch::stable::new_empty(pose, {B, V, 3});
+    pose = dense(pose_);
+    betas = dense(betas_);
+    verts = new_dense(pose, {B, V, 3});
+    joints = new_dense(pose, {B, model.parents.size(0), 3});
+    bent = new_dense(pose, {B, V, 3});
   }
 
   template <typename T>
@@ -97,14 +97,14 @@ struct LbsBackwardTensors {
     check_tensor(op, "grad_verts", grad_verts_, {B, V, 3}, pose_.scalar_type(), pose_);
     check_tensor(op, "grad_joints", grad_joints_, {B, J, 3}, pose_.scalar_type(), pose_);
     check_tensor(op, "bent", bent_, {B, V, 3}, pose_.scalar_type(), pose_);
-    grad_verts = torch::stable::contiguous(grad_verts_);
-    grad_joints = torch::stable::contiguous(grad_joints_);
-    bent = torch::stable::contiguous(bent_);
-    pose = torch::stable::contiguous(pose_);
-    betas = torch::stable::contiguous(betas_);
-    grad_pose = torch::stable::empty_like(pose);
-    grad_betas = torch::stable::empty_like(betas);
-    grad_bent = torch::stable::empty_like(bent);
+    grad_verts = dense(grad_verts_);
+    grad_joints = dense(grad_joints_);
+    bent = dense(bent_);
+    pose = dense(pose_);
+    betas = dense(betas_);
+    grad_pose = pose.dim() == 4 ? new_dense(pose, {B, J, 3, 3}) : new_dense(pose, {B, J, 3});
+    grad_betas = new_dense(betas, {B, model.shapedirs.size(0)});
+    grad_bent = new_dense(bent, {B, V, 3});
   }
 
   template <typename T>
