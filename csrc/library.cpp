@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
       "Tensor joint_shapedirs, Tensor skin_joints, Tensor skin_weights, Tensor parents) "
       "-> (Tensor verts, Tensor joints, Tensor bent)");
   m.def(
+      "_lbs_values(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs, "
+      "Tensor joint_template, Tensor joint_shapedirs, Tensor skin_joints, Tensor skin_weights, Tensor parents) "
+      "-> (Tensor verts, Tensor joints)");
+  m.def(
       "_lbs_backward(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose, Tensor betas, "
       "Tensor v_template, Tensor shapedirs, Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs, "
       "Tensor skin_joints, Tensor skin_weights, Tensor parents) -> (Tensor grad_pose, Tensor grad_betas)");

@@ -133,6 +133,57 @@ def test_gradcheck(device):
     assert torch.autograd.gradcheck(lambda p, b: ops.lbs(p, b, basis), (pose.requires_grad_(), betas.requires_grad_()))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 16, 17, 33, 40])
+def test_without_a_gradient_the_answer_is_the_same(device, dtype, batch):
+    """Another op is called then, which keeps nothing for the backward pass."""
+    basis = make_basis(37, dtype=dtype, device=device)
+    pose, betas = make_parameters((batch,), dtype, device)
+    expected = [t.detach() for t in ops.lbs(pose.clone().requires_grad_(), betas, basis)]
+    with torch.no_grad():
+        found = [ops.lbs(p, betas, basis) for p in (pose, pose.clone().requires_grad_())]
+    for outputs in (*found, ops.lbs(pose, betas, basis)):
+        assert not any(t.requires_grad for t in outputs)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_a_transform_of_functions_never_takes_the_op_without_a_gradient():
+    """There, a tensor does not tell that a gradient is taken by it: no silent zero, torch says what it cannot do."""
+    basis = make_basis(7)
+    pose, betas = make_parameters((2,))
+    for grad_mode in (torch.enable_grad(), torch.no_grad()):
+        with grad_mode, pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.grad(lambda p: ops.lbs(p, betas, basis)[0].square().sum())(pose)
+
+
+@pytest.mark.parametrize("n_hands", [3, 8, 16, 17, 33])
+def test_a_hand_is_the_same_among_others(dtype, n_hands):
+    """A group of hands is padded, a hand or two go another way: neither tells."""
+    basis = make_basis(45, dtype=dtype)
+    pose, betas = make_parameters((n_hands,), dtype)
+    verts, joints = ops.lbs(pose, betas, basis)
+    alone = [ops.lbs(pose[i : i + 1], betas[i : i + 1], basis) for i in (0, n_hands - 1)]
+    for i, (one_verts, one_joints) in zip((0, n_hands - 1), alone, strict=True):
+        torch.testing.assert_close(verts[i], one_verts[0], **TOLERANCE[dtype])
+        torch.testing.assert_close(joints[i], one_joints[0], **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("n_verts", [1, 3, 5, 6, 21, 22, 86])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_every_number_of_columns_is_covered(dtype, n_verts, batch):
+    """Vectors, panels and tiles leave remainders of all kinds; the shape at rest skips every direction."""
+    basis = make_basis(n_verts, dtype=dtype, n_slots=1)
+    pose, betas = make_parameters((batch,), dtype)
+    for p, b in ((pose, betas), (torch.zeros_like(pose), torch.zeros_like(betas))):
+        p, b = p.requires_grad_(), b.requires_grad_()
+        outputs, expected = ops.lbs(p, b, basis), reference.lbs(p, b, basis)
+        weights = [torch.randn_like(x) for x in expected]
+        gradients = torch.autograd.grad(outputs, (p, b), weights)
+        expected_gradients = torch.autograd.grad(expected, (p, b), weights)
+        for found, wanted in zip((*outputs, *gradients), (*expected, *expected_gradients), strict=True):
+            scale = wanted.abs().max().clamp(min=1)
+            torch.testing.assert_close(found / scale, wanted / scale, **TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("as_matrices", [False, True])
 def test_opcheck(device, as_matrices):
     basis = make_basis(7, dtype=torch.float32, device=device)
@@ -140,6 +191,7 @@ def test_opcheck(device, as_matrices):
     pose = axis_angle_to_matrix(pose) if as_matrices else pose
     arguments = (pose.requires_grad_(), betas.requires_grad_(), *basis.tensors)
     torch.library.opcheck(torch.ops.dhpe_fast.lbs.default, arguments)
+    torch.library.opcheck(torch.ops.dhpe_fast._lbs_values.default, tuple(t.detach() for t in arguments))
     grads = (
         torch.randn(2, 7, 3, device=device),
         torch.randn(2, 16, 3, device=device),

@@ -32,7 +32,7 @@ struct LbsForward {
   // outputs
   T* verts;   // (B, V, 3) metres
   T* joints;  // (B, J, 3) metres
-  T* bent;    // (B, V, 3) metres: after blend shapes, before skinning; kept for the backward pass
+  T* bent;    // (B, V, 3) metres: after blend shapes, before skinning; kept for the backward pass, or null
 };
 
 template <typename T>

@@ -99,15 +99,30 @@ void check_indices(const char* op, const LbsModelTensors& m) {
   STD_TORCH_CHECK(low >= 0 && high < J, op, ": skin_joints holds ", low < 0 ? low : high, ", expected 0 to ", J - 1);
 }
 
+LbsForwardTensors forward(LbsModelTensors model, const Tensor& pose, const Tensor& betas, bool keep_bent) {
+  check_indices("lbs", model);
+  // One by one, hands need a place for it anyway.
+  LbsForwardTensors tensors(std::move(model), pose, betas, keep_bent || pose.size(0) <= kSharedHands);
+  DHPE_DISPATCH_FLOATING(pose, [&] { forward(tensors.params<scalar_t>(), pose.size(0)); });
+  return tensors;
+}
+
 std::tuple<Tensor, Tensor, Tensor> lbs_cpu(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
                                            Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
                                            Tensor skin_joints, Tensor skin_weights, Tensor parents) {
-  LbsModelTensors model("lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
-                        skin_joints, skin_weights, parents);
-  check_indices("lbs", model);
-  const LbsForwardTensors tensors(std::move(model), pose, betas);
-  DHPE_DISPATCH_FLOATING(pose, [&] { forward(tensors.params<scalar_t>(), pose.size(0)); });
+  const LbsForwardTensors tensors = forward({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                             joint_shapedirs, skin_joints, skin_weights, parents},
+                                            pose, betas, true);
   return {tensors.verts, tensors.joints, tensors.bent};
+}
+
+std::tuple<Tensor, Tensor> lbs_values_cpu(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
+                                          Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
+                                          Tensor skin_joints, Tensor skin_weights, Tensor parents) {
+  const LbsForwardTensors tensors = forward({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                             joint_shapedirs, skin_joints, skin_weights, parents},
+                                            pose, betas, false);
+  return {tensors.verts, tensors.joints};
 }
 
 std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
@@ -127,5 +142,6 @@ std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joint
 
 STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CPU, m) {
   m.impl("lbs", TORCH_BOX(&dhpe::lbs_cpu));
+  m.impl("_lbs_values", TORCH_BOX(&dhpe::lbs_values_cpu));
   m.impl("_lbs_backward", TORCH_BOX(&dhpe::lbs_backward_cpu));
 }

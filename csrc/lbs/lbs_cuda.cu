@@ -33,6 +33,14 @@ std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_
   return {tensors.verts, tensors.joints, tensors.bent};
 }
 
+std::tuple<Tensor, Tensor> lbs_values_cuda(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
+                                           Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
+                                           Tensor skin_joints, Tensor skin_weights, Tensor parents) {
+  const auto [verts, joints, bent] = lbs_cuda(pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                              joint_shapedirs, skin_joints, skin_weights, parents);
+  return {verts, joints};
+}
+
 std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
                                              Tensor betas, Tensor v_template, Tensor shapedirs, Tensor posedirs,
                                              Tensor joint_template, Tensor joint_shapedirs, Tensor skin_joints,
@@ -60,5 +68,6 @@ std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_join
 
 STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CUDA, m) {
   m.impl("lbs", TORCH_BOX(&dhpe::lbs_cuda));
+  m.impl("_lbs_values", TORCH_BOX(&dhpe::lbs_values_cuda));
   m.impl("_lbs_backward", TORCH_BOX(&dhpe::lbs_backward_cuda));
 }

@@ -238,7 +238,7 @@ void forward_group(const LbsForward<T>& p, int64_t hand, int64_t hands, Group<T>
     skin_block<T, Vectors>(m, group.transforms, v, end, group.bent, group.verts);
     for (int n = 0; n < Vectors; ++n) {
       const int64_t at = (hand + n * kLanes<T>)*n_columns + 3 * v;
-      store_columns(p.bent + at, n_columns, count(n), columns, group.bent + n, Vectors);
+      if (p.bent) store_columns(p.bent + at, n_columns, count(n), columns, group.bent + n, Vectors);
       store_columns(p.verts + at, n_columns, count(n), columns, group.verts + n, Vectors);
     }
   }

@@ -67,20 +67,25 @@ struct LbsForwardTensors {
   LbsModelTensors model;
   Tensor pose, betas, verts, joints, bent;
 
-  LbsForwardTensors(LbsModelTensors model_, const Tensor& pose_, const Tensor& betas_) : model(std::move(model_)) {
+  LbsForwardTensors(LbsModelTensors model_, const Tensor& pose_, const Tensor& betas_, bool keep_bent = true)
+      : model(std::move(model_)) {
     const int64_t B = pose_.size(0), V = model.v_template.size(0);
     pose = dense(pose_);
     betas = dense(betas_);
     verts = new_dense(pose, {B, V, 3});
     joints = new_dense(pose, {B, model.parents.size(0), 3});
-    bent = new_dense(pose, {B, V, 3});
+    bent = new_dense(pose, {keep_bent ? B : 0, V, 3});
   }
 
   template <typename T>
   LbsForward<T> params() const {
-    return {model.model<T>(),          pose.const_data_ptr<T>(),    pose.dim() == 4,
-            betas.const_data_ptr<T>(), verts.mutable_data_ptr<T>(), joints.mutable_data_ptr<T>(),
-            bent.mutable_data_ptr<T>()};
+    return {model.model<T>(),
+            pose.const_data_ptr<T>(),
+            pose.dim() == 4,
+            betas.const_data_ptr<T>(),
+            verts.mutable_data_ptr<T>(),
+            joints.mutable_data_ptr<T>(),
+            bent.size(0) ? bent.mutable_data_ptr<T>() : nullptr};
   }
 };
 

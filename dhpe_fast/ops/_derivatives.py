@@ -42,6 +42,16 @@ def register_derivative(
         _libraries.append(library)
 
 
+def needs_no_derivative(*tensors: Tensor) -> bool:
+    """Whether nobody can ask for a derivative by these tensors, so that an op may skip what only a gradient needs.
+
+    Within a transform of torch.func or a trace, a tensor does not tell: the answer is no.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
 class _ReverseMode(torch.library.Library):
     """Puts a refusal of forward mode before the autograd kernel that is registered through it.
 

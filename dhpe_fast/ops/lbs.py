@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dhpe_fast.ops._derivatives import register_derivative
+from dhpe_fast.ops._derivatives import needs_no_derivative, register_derivative
 from dhpe_fast.ops._fake import check_shape
 from dhpe_fast.ops._library import check_kernels
 from dhpe_fast.reference._arguments import result_dtype, widened
@@ -55,7 +55,10 @@ def lbs(
         n_hands = math.prod(batch)  # not -1: a basis without shape directions leaves betas without elements
         pose = pose.reshape(n_hands, *pose.shape[-1 - rotation_dims :])
         betas = betas.reshape(n_hands, betas.shape[-1])
-    verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
+    if needs_no_derivative(pose, betas):
+        verts_m, joints_m = torch.ops.dhpe_fast._lbs_values(pose, betas, *basis.tensors)
+    else:
+        verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
     if len(batch) != 1:
         verts_m = verts_m.reshape(*batch, *verts_m.shape[1:])
         joints_m = joints_m.reshape(*batch, *joints_m.shape[1:])
@@ -86,6 +89,11 @@ def _lbs_fake(pose, betas, v_template, *basis):
     n_hands, n_joints = pose.shape[:2]
     verts_shape = (n_hands, v_template.shape[0], 3)
     return pose.new_empty(verts_shape), pose.new_empty(n_hands, n_joints, 3), pose.new_empty(verts_shape)
+
+
+@torch.library.register_fake("dhpe_fast::_lbs_values")
+def _lbs_values_fake(pose, betas, *basis):
+    return _lbs_fake(pose, betas, *basis)[:2]
 
 
 @torch.library.register_fake("dhpe_fast::_lbs_backward")

@@ -130,6 +130,8 @@ def check_lbs_arguments(
     in matrices: it is what leaves `pose` with as many batch dimensions as `betas`, and matrices if neither does.
     """
     n_joints, n_shape, work = basis.parents.shape[0], basis.shapedirs.shape[0], basis.v_template.dtype
+    if _is_plainly_right(pose, betas, basis, n_joints, n_shape):
+        return 1
     if work not in (torch.float32, torch.float64):
         raise ValueError(
             f"basis is {work}, expected torch.float32 or torch.float64: poses of half types fit the former"
@@ -161,6 +163,25 @@ def check_lbs_arguments(
                 f"pose {tuple(pose.shape)} and betas {tuple(betas.shape)} have batches that do not broadcast"
             ) from None
     return rotation_dims
+
+
+def _is_plainly_right(pose: Tensor, betas: Tensor, basis: LbsBasis, n_joints: int, n_shape: int) -> bool:
+    """Whether all fits, with axis-angles and no type or batch to adapt: said in half the time that the details take."""
+    if not (isinstance(pose, Tensor) and isinstance(betas, Tensor)):
+        return False
+    work, device = basis.v_template.dtype, basis.v_template.device
+    if not (pose.dtype == betas.dtype == work and work in (torch.float32, torch.float64)):
+        return False
+    pose_shape, betas_shape = pose.shape, betas.shape
+    return (
+        len(pose_shape) == len(betas_shape) + 1 >= 2
+        and pose_shape[-1] == 3
+        and pose_shape[-2] == n_joints
+        and betas_shape[-1] == n_shape
+        and pose_shape[:-2] == betas_shape[:-1]
+        and pose.device == device
+        and betas.device == device
+    )
 
 
 def forward_kinematics(
