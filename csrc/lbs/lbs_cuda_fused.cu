@@ -1,6 +1,6 @@
 // Linear blend skinning of small batches on the GPU, where the time is latency: nearly all of a launch goes by waiting.
-// A block takes few vertices of one hand, so that even one hand occupies 49 SMs, and asks for its part of the basis
-// before it computes the kinematic chain, which every block does for itself. The price is that each hand reads the
+// A block takes few vertices of one hand, so that even one hand of MANO occupies 49 SMs, and asks for its part of the
+// basis before it walks the kinematic chain, which every block does for itself. The price is that each hand reads the
 // whole basis (1.35 MB) from the L2 cache; lbs_cuda_tiled.cu shares it among hands.
 //
 // Backward: each block leaves its sums over its vertices; a second kernel adds them up in order and walks the chain.
@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(kThreads) fused_forward_kernel(LbsForward<T> p
   }
   __syncthreads();
   if (group == 0 && inside)
-    p.verts[b * n + at] =
-        skinned_coordinate(m, s.transforms, at / 3, column % 3, s.bent + column / 3 * 3);  // kColumns is 3 * vertices
+    p.verts[b * n + at] = skinned_coordinate(m, s.transforms, at / 3, column % 3, s.bent + column / 3 * 3);
 }
 
 template <typename T>
@@ -163,8 +162,10 @@ __device__ void sum_transforms(int n_joints, const BackwardShared<T>& s, T* out)
   for (int i = static_cast<int>(threadIdx.x) - kWarp; i < 12 * n_joints; i += kThreads - kWarp) {
     const int j = i / 12, r = i % 12 / 4, c = i % 4;
     T sum = 0;
-    for (int v = 0; v < kTileVerts; ++v)
-      sum += s.weights[v][j] * s.grad[3 * v + r] * (c < 3 ? s.bent[3 * v + c] : T(1));
+    for (int v = 0; v < kTileVerts; ++v) {
+      const T w = s.weights[v][j], u = c < 3 ? s.bent[3 * v + c] : T(1);
+      sum += w == 0 ? T(0) : w * s.grad[3 * v + r] * u;  // an infinite gradient stays with the vertex's own joints
+    }
     out[i] = sum;
   }
 }
