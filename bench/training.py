@@ -3,15 +3,14 @@
     python bench/training.py [WORKING_FOLDER]
 
 Trains the configuration `tiny` once as it is and once with a constant weight of the silhouette (the paper's Fig. 5(f)),
-and measures both on held-out hands, with and without testing refinement. Figures go to bench/results/training.json,
-pictures beside it.
+and measures both on held-out hands, with and without testing refinement. A run that is there already is resumed.
+Figures go to bench/results/training.json, pictures beside it.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -33,9 +32,8 @@ def main(folder: Path) -> None:
         splits = {part: f"[{{format: rhd, root: {data}, split: {split}}}]" for part, split in SPLITS.items()}
         places = [f"data.{part}={source}" for part, source in splits.items()]
         config = load_config("tiny", [*places, f"data.synthesize.root={data}", *changes])
-        start = time.perf_counter()
-        train(config, folder / name, device=device)
-        minutes = (time.perf_counter() - start) / 60
+        train(config, folder / name, resume=True, device=device)
+        minutes = sum(line["seconds"] for line in read_log(folder / name, "validation")) / 60
         report = evaluate(folder / name, folder / f"{name}-evaluation", EvaluationOptions(device=device))
         print(f"{name}: {minutes:.1f} minutes\n{as_text(report)}")
         rows.append({"run": name, "minutes": minutes, "scores": report["scores"], "samples": report["samples"]})

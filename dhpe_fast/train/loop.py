@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -144,6 +145,7 @@ class Trainer:
         self.proposed = Instances.empty()  # those of this epoch, which join at its end
         self.progress = Progress()
         self.log: RunLog | None = None
+        self.started = 0.0  # the epoch, or what is left of it after resuming
 
     def resume(self) -> None:
         """Takes up the last checkpoint, if there is one."""
@@ -172,6 +174,7 @@ class Trainer:
                 self.log.close()
 
     def _train_epoch(self, epoch: int) -> None:
+        self.started = time.perf_counter()
         data, first = self._training_set(), self.progress.batch
         sampler = self._sampler(len(data), shuffle=True)
         sampler.set_epoch(epoch, first)
@@ -234,7 +237,8 @@ class Trainer:
         loader = make_loader(self.held_out, sampler, self.config.data.workers)
         scores = validate(self.model, loader, self.processes, self.config.loss.gate.tau_px)
         if self.log is not None:
-            self.log.scalars("validation", self.progress.step, scores, epoch=epoch, instances=len(self.instances))
+            facts = {"instances": len(self.instances), "seconds": time.perf_counter() - self.started}
+            self.log.scalars("validation", self.progress.step, scores, epoch=epoch, **facts)
         is_best = scores["epe_mm"] < self.progress.best_epe_mm
         if is_best:
             self.progress.best_epe_mm = scores["epe_mm"]
