@@ -162,14 +162,24 @@ class Instances:
     def __getitem__(self, index: slice | Tensor) -> Instances:
         return Instances(**{name: value[index] for name, value in self.state().items()})
 
+    @classmethod
+    def cat(cls, parts: Sequence[Instances]) -> Instances:
+        """All of them, one after the other."""
+        states = [part.state() for part in parts]
+        return cls(**{name: torch.cat([state[name] for state in states]) for name in states[0]})
+
     def __add__(self, other: Instances) -> Instances:
-        mine, theirs = self.state(), other.state()
-        return Instances(**{name: torch.cat([mine[name], theirs[name]]) for name in mine})
+        return Instances.cat([self, other])
 
     def newest(self, count: int) -> Instances:
-        """The last `count`, in an order that does not depend on who proposed them: by epoch, source and number."""
-        order = np.lexsort((self.number.numpy(), self.source.numpy(), self.epoch.numpy()))
-        return self[torch.from_numpy(order[max(0, len(order) - count) :])]
+        """At most `count` of the last epochs, in an order that does not depend on who proposed them.
+
+        Of an epoch which is too large, those that stay are spread evenly over its sources.
+        """
+        epoch, source, number = (part.numpy() for part in (self.epoch, self.source, self.number))
+        kept = np.lexsort((_mixed(epoch, source, number), -epoch))[:count]
+        order = np.lexsort((number[kept], source[kept], epoch[kept]))
+        return self[torch.from_numpy(kept[order])]
 
 
 def propose_instances(
@@ -207,7 +217,7 @@ def propose_instances(
     )
 
 
-def instance_params(instances: Instances, hand: HandModel) -> Tensor:
+def instance_params(instances: Instances, hand: HandModel, joint0: str = "palm") -> Tensor:
     """H (N, 63) of the new hands, which fill their crops as Eq. 8 asks: the root at the centre, a margin around."""
     h = instances.h.clone()
     h[:, H_LAYOUT["shape"]] = instances.betas
@@ -215,7 +225,7 @@ def instance_params(instances: Instances, hand: HandModel) -> Tensor:
     h[:, H_LAYOUT["quat"]] = matrix_to_quaternion(rotation)
     h[:, H_LAYOUT["scale"]] = 1.0
     h[:, H_LAYOUT["trans"]] = 0.0
-    joints = hand.regress_joints(hand.decode(h).verts_m)
+    joints = regress_joints(hand, hand.decode(h).verts_m, joint0)
     extent = (joints.amax(1) - joints.amin(1))[:, :2].amax(1, keepdim=True)
     scale = 2 / (BOX_MARGIN * extent)
     h[:, H_LAYOUT["scale"]] = scale
@@ -229,8 +239,9 @@ def draw_instances(
     hand: HandModel,
     backgrounds: Sequence[Path] = (),
     seed: int = 0,
+    joint0: str = "palm",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws new instances, on the CPU.
+    """Draws new instances, on the CPU; `joint0` is what the box counts in which Eq. 8 takes.
 
     Returns:
         Images (N, 3, S, S) in [0, 1], masks (N, S, S) of 0 and 1, and the meshes (N, 778, 3) in the new crop frame,
@@ -238,7 +249,7 @@ def draw_instances(
     """
     renderer, size = TextureRenderer(hand), images.shape[-1]
     texture = renderer.texture(images, hand.decode(instances.h).verts_m)
-    verts = hand.decode(instance_params(instances, hand)).verts_m
+    verts = hand.decode(instance_params(instances, hand, joint0)).verts_m
     rgb, coverage = renderer.render(texture, verts, size)
     behind = []
     for row in range(len(instances)):
@@ -288,7 +299,7 @@ class AugmentedCrops(TorchDataset[CropItem]):
         instance = self.instances[number : number + 1]
         seed = self.crops[int(instance.epoch), int(instance.source)]
         image = torch.from_numpy(seed.image).permute(2, 0, 1)[None].float() / 255
-        drawn, masks, verts = draw_instances(image, instance, self.hand, self.files, self.crops.seed)
+        drawn, masks, verts = draw_instances(image, instance, self.hand, self.files, self.crops.seed, seed.joint0)
         joints = regress_joints(self.hand, verts, seed.joint0)[0].double().numpy()
         look = None
         if seed.look is not None:
@@ -312,6 +323,17 @@ class AugmentedCrops(TorchDataset[CropItem]):
             look=look,
             index=index,
         )
+
+
+def _mixed(*numbers: np.ndarray) -> np.ndarray:
+    """A scrambled 64-bit number for each row (Steele et al. 2014, SplitMix)."""
+    total = np.zeros(len(numbers[0]), np.uint64)
+    for number in numbers:
+        total = total + number.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        total = (total ^ (total >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        total = (total ^ (total >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total = total ^ (total >> np.uint64(31))
+    return total
 
 
 def _to_pixels(verts: Tensor, height: int, width: int) -> Tensor:

@@ -208,7 +208,9 @@ def evaluate(
         str | None, typer.Option(help="FORMAT:ROOT:SPLIT, as rhd:data/RHD_published_v2:evaluation.")
     ] = None,
     refine: Annotated[bool, typer.Option(help="Whether to measure the testing refinement (Eq. 11), too.")] = True,
-    alignment: Annotated[str, typer.Option(help="none, root, root_scale, centroid_scale or procrustes.")] = "root",
+    alignment: Annotated[
+        str | None, typer.Option(help="none, root, root_scale, centroid_scale or procrustes; root by default.")
+    ] = None,
     visible_only: Annotated[bool, typer.Option("--visible-only", help="Score annotated-visible joints only.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only so many samples, spread evenly.")] = None,
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
@@ -447,8 +449,13 @@ def _one_line_errors() -> Iterator[None]:
         hint = f"{error.name} is not installed: pip install 'dhpe-fast[train]'" if known else str(error)
         typer.secho(f"dhpe-fast: {hint}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        typer.secho(f"dhpe-fast: {error}", fg=typer.colors.RED, err=True)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        # Of what torch raises, this alone is for the user to mend.
+        out_of_memory = type(error).__name__ == "OutOfMemoryError"
+        if isinstance(error, RuntimeError) and not out_of_memory:
+            raise
+        hint = "; make the batch smaller" if out_of_memory else ""
+        typer.secho(f"dhpe-fast: {error}{hint}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None
 
 

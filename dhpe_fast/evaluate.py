@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ class EvaluationOptions:
     """The data set; None is the first of the configuration's validation sets."""
     refinement: bool = True
     """Whether to measure Eq. 11, too."""
-    alignment: str = "root"
-    """How estimates are placed before they are compared, see ``metrics.ALIGNMENTS``."""
+    alignment: str | None = None
+    """How estimates are placed before they are compared, see ``metrics.ALIGNMENTS``; None is the root, or for data sets
+    that know fingertips only, their absolute position."""
     visible_only: bool = False
     """Whether joints count only where they are annotated as visible, as in Zimmermann and Brox's evaluation."""
     limit: int | None = None
@@ -94,11 +95,10 @@ def evaluate(
         ValueError: if the data set cannot be read, has no sample, or an option is not accepted.
     """
     options = EvaluationOptions() if options is None else options
-    if options.alignment not in ALIGNMENTS:
-        raise ValueError(f"alignment: expected one of {', '.join(ALIGNMENTS)}, got {options.alignment!r}")
     config, model = load_model(run, options.checkpoint)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = options.source or config.data.validation[0]
+    options = replace(options, alignment=_alignment(options.alignment, source.format in FINGERTIPS_ONLY))
     dataset = open_dataset(source.format, source.root, source.split, **source.options)
     crops = HandCrops(dataset, config.model.image_size, joint0=config.model.joint0)
     tips_only = source.format in FINGERTIPS_ONLY
@@ -107,6 +107,7 @@ def evaluate(
         "run": os.fspath(run),
         "dataset": {"format": source.format, "root": str(source.root), "split": source.split},
         "samples": len(sets[REGRESSION].joints_m),
+        "without_labels": sets[REGRESSION].n_unlabelled,
         "alignment": options.alignment,
         "joint0": config.model.joint0,
         "refinement": asdict(config.refinement),
@@ -157,6 +158,8 @@ class Measured:
     """None where no mask is known or estimated"""
     iou: Tensor | None = None
     """(S,) NaN without a mask"""
+    n_unlabelled: int = 0
+    """hands of which no joint is annotated; they are left out"""
     ms_per_hand: float | None = None
     examples: list[tuple[Tensor, Tensor, Tensor]] | None = None
     """image (3, S, S), h (63,), 2D joints (21, 2) in pixels of the crop, of the first hands"""
@@ -245,9 +248,15 @@ def _joined(rows: list[Measured]) -> Measured:
     first = rows[0]
     names = ("joints_m", "truth_m", "visible", "joints2d", "truth2d")
     joined = Measured(*(torch.cat([getattr(row, name) for row in rows]) for name in names))
+    labelled = joined.truth_m.isfinite().all(-1).any(-1)
+    if not labelled.any():
+        raise ValueError(f"none of {len(labelled)} hands has an annotated joint: there is nothing to compare with")
+    for name in names:
+        setattr(joined, name, getattr(joined, name)[labelled])
+    joined.n_unlabelled = int((~labelled).sum())
     if first.pixels is not None:
         joined.pixels = sum((row.pixels for row in rows), SegmentationCounts())
-        joined.iou = torch.cat([row.iou for row in rows])
+        joined.iou = torch.cat([row.iou for row in rows])[labelled]
         # The first call warms up.
         joined.ms_per_hand = float(np.median([row.ms_per_hand for row in rows[1:] or rows]))
         joined.examples = [example for row in rows for example in row.examples][:_SHEET_ROWS]
@@ -256,10 +265,11 @@ def _joined(rows: list[Measured]) -> Measured:
 
 def _timed(function: Callable[[], Any], device: torch.device, n: int) -> tuple[Any, float]:
     """The result, and milliseconds for each of n hands."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return result, 1000 * (time.perf_counter() - start) / n
 
 
@@ -271,6 +281,16 @@ def _distances_mm(found: Measured, options: EvaluationOptions, tips_only: bool) 
         return fingertip_distances_mm(found.joints_m, found.truth_m, alignment=options.alignment)
     visible = found.visible if options.visible_only else None
     return joint_distances_mm(found.joints_m, found.truth_m, alignment=options.alignment, visible=visible)
+
+
+def _alignment(wish: str | None, tips_only: bool) -> str:
+    if wish is None:
+        return "none" if tips_only else "root"
+    accepted = [name for name in ALIGNMENTS if not tips_only or name in ("none", "centroid_scale", "procrustes")]
+    if wish not in accepted:
+        what = "of fingertips alone " if tips_only else ""
+        raise ValueError(f"alignment {what}is one of {', '.join(accepted)}, got {wish!r}")
+    return wish
 
 
 def _scores(found: Measured, options: EvaluationOptions, tips_only: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from dhpe_fast.augment import (
     SHAPE_RANGE,
+    AugmentedCrops,
     Instances,
     TextureRenderer,
     draw_instances,
@@ -15,7 +16,10 @@ from dhpe_fast.augment import (
     propose_instances,
 )
 from dhpe_fast.conventions import H_LAYOUT, MIDDLE_MCP
-from dhpe_fast.data import render_hands
+from dhpe_fast.data import CropAugmentation, HandCrops, open_dataset, render_hands
+from dhpe_fast.data.synthetic import write_synthetic
+from dhpe_fast.hand import HandModel
+from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.ops import rasterize
 from dhpe_fast.rotation import axis_angle_to_quaternion, quaternion_to_matrix
 
@@ -141,6 +145,7 @@ def test_new_hands_fill_their_crop_around_the_root(seen):
     found = proposals(seen)
     drawn, masks, verts = draw_instances(images[found.source], found, model)
     joints = model.regress_joints(verts)
+    joints[:, 0] = (joints[:, 0] + joints[:, MIDDLE_MCP]) / 2
     assert drawn.shape == (6, 3, SIZE, SIZE)
     assert drawn.amin() >= 0
     assert drawn.amax() <= 1
@@ -170,3 +175,39 @@ def test_the_pool_keeps_the_newest_in_an_order_of_its_own(seen):
         torch.testing.assert_close(value, other.state()[name])
     assert len(Instances.empty() + old) == 6
     assert len(Instances.empty().newest(3)) == 0
+
+
+def test_of_a_large_epoch_instances_of_all_sources_stay():
+    h = torch.zeros(1000, 63)
+    found = propose_instances(h, torch.arange(1000), epoch=3, n_per_seed=2, seed=0)
+    kept = found.newest(400)
+    assert len(kept) == 400
+    share = np.histogram(kept.source.numpy(), bins=4, range=(0, 1000))[0] / 400
+    np.testing.assert_allclose(share, 0.25, atol=0.08)
+    assert set(kept.number.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("joint0", ["palm", "wrist"])
+def test_training_items_of_instances(tmp_path, joint0):
+    """Image, mask and joints are those of the record, its seed seen as it was in that epoch."""
+    write_synthetic(tmp_path / "set", 4, 0, seed=2, size_px=64, workers=1)
+    dataset = open_dataset("rhd", tmp_path / "set", "train")
+    crops = HandCrops(dataset, 48, CropAugmentation(center=0.2, rotation=0.5, brightness=0.3), seed=1, joint0=joint0)
+    model = HandModel.default()
+    h = initial_hand(model, joint0).packed().expand(4, 63)
+    found = propose_instances(h, torch.arange(4), epoch=5, n_per_seed=1, seed=1)
+    items = AugmentedCrops(crops, found, model)
+    assert len(items) == 8
+    item, seed = items[9, 6], crops[5, 2]
+    texture_from = torch.from_numpy(seed.image).permute(2, 0, 1)[None].float() / 255
+    drawn, masks, verts = draw_instances(texture_from, found[2:3], model, (), 1, joint0)
+    np.testing.assert_array_equal(item.image, (drawn[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(item.mask, masks[0].byte().numpy())
+    joints = model.regress_joints(verts)[0].double()
+    if joint0 == "palm":
+        joints[0] = (joints[0] + joints[MIDDLE_MCP]) / 2
+    np.testing.assert_allclose(item.joints_crop, joints.numpy(), atol=1e-5)
+    extent = np.ptp(item.joints_crop[:, :2], axis=0).max()
+    assert extent == pytest.approx(2 / 1.5, rel=1e-3)
+    assert (item.index, item.joint0, item.look is not None) == (6, joint0, True)
+    np.testing.assert_array_equal(items[9, 2].image, crops[9, 2].image)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from dataset_files import write_dexter_object
 from typer.testing import CliRunner
 
 pytest.importorskip("safetensors", reason="the extra `train` is not installed")
@@ -15,6 +17,7 @@ pytest.importorskip("matplotlib", reason="the extra `train` is not installed")
 from dhpe_fast.cli import app
 from dhpe_fast.config import DataSource, load_config, save_config
 from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.data import open_dataset
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.evaluate import MEAN_HAND, REFINED, REGRESSION, EvaluationOptions, as_text, evaluate
 from dhpe_fast.image import read_image
@@ -151,7 +154,7 @@ def test_the_command(run, tmp_path):
         (["--data", "rgbd:here:test"], "rgbd"),
         (["--data", "rhd:nowhere:test"], "nowhere"),
         (["--checkpoint", "other"], "no checkpoint 'other'"),
-        (["--alignment", "best"], "alignment"),
+        (["--alignment", "best"], "alignment is one of none, root"),
     ],
 )
 def test_the_command_refuses_in_one_line(run, tmp_path, arguments, message):
@@ -181,3 +184,25 @@ def test_the_progress_of_runs(tmp_path):
     with pytest.raises(ValueError, match="constant has no finished epoch"):
         progress_plot(tmp_path / "other.png", {"constant": []})
     assert not (tmp_path / "other.png").exists()
+
+
+def test_fingertips_alone(run, tmp_path):
+    """Dexter+Object: five joints, absolute, up to 100 mm; frames without a tip are left out and counted."""
+    write_dexter_object(tmp_path / "dexter")
+    source = DataSource(format="dexter_object", root=tmp_path / "dexter", split="test")
+    options = EvaluationOptions(source=source, refinement=False, workers=0, device="cpu")
+    found = evaluate(run, tmp_path / "out", options)
+    assert found["alignment"] == "none"
+    assert "auc_do_0_100" in found["scores"][REGRESSION]
+    assert "auc_zb2017_20_50" not in found["scores"][REGRESSION]
+    dataset = open_dataset("dexter_object", tmp_path / "dexter", "test")
+    labelled = sum(bool(np.isfinite(dataset[k].joints_m).any()) for k in range(len(dataset)))
+    assert (found["samples"], found["without_labels"]) == (labelled, len(dataset) - labelled)
+    with pytest.raises(ValueError, match="alignment of fingertips alone is one of none, centroid_scale, procrustes"):
+        evaluate(run, tmp_path / "other", replace(options, alignment="root"))
+
+
+def test_joints_that_are_not_visible_can_be_left_out(run, report, tmp_path):
+    options = EvaluationOptions(refinement=False, visible_only=True, workers=0, device="cpu")
+    seen = evaluate(run, tmp_path / "out", options)["scores"][REGRESSION]["epe_mm"]
+    assert seen != report[0]["scores"][REGRESSION]["epe_mm"]

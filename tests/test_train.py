@@ -98,7 +98,8 @@ def test_total_is_the_weighted_sum_of_its_terms(config, batch):
     objective = TrainingObjective(build_model(config).eval(), loss)
     with torch.no_grad():
         found = objective(batch)
-        terms = objective.terms(batch, found.output)
+        masked = objective.model.features(batch.images * batch.masks[:, None])
+        terms = objective.terms(batch, found.output, masked)
         gate = objective.gate(batch, found.output)
     expected = 0.0
     for name, term in terms.items():
@@ -137,7 +138,8 @@ def test_hands_without_labels_teach_nothing(config, batch):
     gradients = [p.grad for p in objective.model.pose2d.parameters()]
     assert all(gradient.isfinite().all() for gradient in gradients)
     with torch.no_grad():
-        terms = objective.terms(unlabelled, objective(unlabelled).output)
+        output = objective(unlabelled).output
+        terms = objective.terms(unlabelled, output, output.evidence.features + 1)
     assert all(float(terms[name].abs().sum()) == 0 for name in ("articulation", "silhouette", "feature", "refine"))
 
 
@@ -156,7 +158,7 @@ def test_half_precision_changes_the_networks_and_nothing_after_them(config, batc
         full = objective(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = objective(batch)
-            terms = objective.terms(batch, full.output)
+            terms = objective.terms(batch, full.output, full.output.evidence.features)
     assert float(half.total) == pytest.approx(float(full.total), rel=0.05)
     for name in ("articulation", "laplacian", "silhouette", "refine", "pose_prior"):
         torch.testing.assert_close(terms[name].mean(), full.terms[name], msg=name)
@@ -237,13 +239,93 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_stops_the_run_if_it_sta
     torch.manual_seed(0)
     trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
     poisoned = replace(batch, images=torch.full_like(batch.images, torch.nan))
-    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for _ in range(config.optimisation.max_skipped_steps - 1):
         trainer._step(poisoned, BATCHES)
-    for name, value in trainer.model.named_parameters():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    for name, value in trainer.model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
     with pytest.raises(TrainingDivergedError, match=r"not finite 10 times running.*articulation nan"):
         trainer._step(poisoned, BATCHES)
+
+
+def test_a_step_clips_both_gradients_and_follows_the_schedule(config, batch, tmp_path):
+    changed = config.optimisation.model_copy(update={"gradient_clip": 1e-3, "warmup_steps": 1})
+    trainer = Trainer(config.model_copy(update={"optimisation": changed}), tmp_path, World(0, 1, torch.device("cpu")))
+    rates = []
+    for _ in range(3):
+        trainer._step(batch, BATCHES)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        for group in trainer.optimizer.param_groups:
+            norm = math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"] if p.grad is not None))
+            assert norm == pytest.approx(1e-3, rel=1e-2)
+    assert trainer.objective.training
+    full = 3e-4
+    expected = [full / 2, *(full * 0.5 * (1 + math.cos(math.pi * k / (EPOCHS * BATCHES))) for k in (1, 2))]
+    assert rates == pytest.approx(expected)
+
+
+def test_seeds_of_new_views_are_training_crops_alone(config, batch, tmp_path):
+    trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
+    trainer._step(replace(batch, index=torch.tensor([3, 40, 1, 16])), BATCHES)
+    assert trainer.proposed == []  # before the first epoch of Sec. 3.5
+    trainer.progress.epoch = 1
+    trainer._step(replace(batch, index=torch.tensor([3, 40, 1, 16])), BATCHES)
+    assert [part.source.tolist() for part in trainer.proposed] == [[3, 1]]
+
+
+def test_a_worse_epoch_does_not_replace_the_best(config, tmp_path, monkeypatch):
+    from dhpe_fast.train import loop
+
+    errors = iter([40.0, 50.0, 30.0])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"epe_mm": next(errors)})
+    trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
+    best = []
+    for epoch in range(3):
+        trainer.progress.step = epoch
+        trainer._end_epoch(epoch)
+        best.append(torch.load(tmp_path / "checkpoints/best/state.pt", weights_only=True)["progress"]["step"])
+    assert best == [0, 0, 2]
+
+
+def test_the_masked_crops_share_the_statistics_of_the_whole_ones(config, batch):
+    torch.manual_seed(0)
+    objective = TrainingObjective(build_model(config), config.loss).train()
+    calls = []
+    objective.model.features.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0]))
+    one_without = replace(batch, has_mask=torch.tensor([True, True, False, True]))
+    objective(one_without)
+    assert [len(images) for images in calls] == [8]
+    torch.testing.assert_close(calls[0][4], batch.images[0] * batch.masks[0])
+    torch.testing.assert_close(calls[0][6], batch.images[2])
+
+
+def test_two_kills_in_a_row_lose_nothing(tmp_path):
+    from dhpe_fast.train.checkpoint import find_checkpoint, save_checkpoint
+
+    model = torch.nn.Linear(2, 2)
+    save_checkpoint(tmp_path, LAST, model, {"step": 1})
+    folder = tmp_path / "checkpoints"
+    (folder / LAST).rename(folder / f".{LAST}.old")  # killed between the renames
+    broken = torch.nn.Module()
+    broken.state_dict = lambda: {"weight": None}
+    with pytest.raises(AttributeError):  # and stopped again while writing the next one
+        save_checkpoint(tmp_path, LAST, broken, {"step": 2})
+    found = find_checkpoint(tmp_path)
+    assert torch.load(found / "state.pt", weights_only=True) == {"step": 1}
+
+
+def test_without_heat_maps_the_2d_network_stays_as_it_is(changes, tmp_path):
+    changes = [*changes, "loss.heatmap=0", "optimisation={epochs: 1, batch_size: 4}"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        command(changes, tmp_path / "run", launcher=launcher),
+        env=environment() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert len(losses(tmp_path / "run")) == BATCHES
+    assert "gradient_norm_pose2d" not in losses(tmp_path / "run")[0]
 
 
 # --- Refusals -------------------------------------------------------------------------------------------------

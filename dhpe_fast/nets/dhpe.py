@@ -119,19 +119,25 @@ class DHPE(nn.Module):
     def forward(
         self,
         images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+        features: Tensor | None = None,  # (B, n_features)
     ) -> DHPEOutput:
         """All of Fig. 2: y' = f_DHPE(x) and everything between.
+
+        Args:
+            images: the crops x.
+            features: F(x), where it is known already.
 
         Raises:
             TypeError, ValueError: if `images` is no floating-point tensor (B, 3, S, S).
         """
-        evidence = self.estimate_evidence(images)
+        evidence = self.estimate_evidence(images, features)
         estimate = self.estimate_mesh(evidence)
         return DHPEOutput(evidence, estimate, self.project(estimate.h))
 
     def estimate_evidence(
         self,
         images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+        features: Tensor | None = None,  # (B, n_features)
     ) -> Evidence:
         """The 2D evidence z = f_E2D(x) = (F(x), j_2D), with the heat maps behind the joints (Sec. 3.1).
 
@@ -143,7 +149,8 @@ class DHPE(nn.Module):
             side = self.image_size
             raise ValueError(f"images: expected crops (B, 3, {side}, {side}), got {tuple(images.shape)}")
         heatmaps = self.pose2d(images)
-        return Evidence(self.features(images), heatmaps, joints_from_heatmaps(heatmaps[-1], self.image_size))
+        features = self.features(images) if features is None else features
+        return Evidence(features, heatmaps, joints_from_heatmaps(heatmaps[-1], self.image_size))
 
     def estimate_mesh(self, evidence: Evidence) -> MeshEstimate:
         """The hand h' = f_E3D(z), and j'_2D, of each iteration (Sec. 3.2).

@@ -52,6 +52,8 @@ def save_checkpoint(
     """
     folder = run / "checkpoints" / name
     fresh, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
+    if old.exists() and not folder.exists():  # the last process died between its two renames
+        os.rename(old, folder)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -62,6 +64,7 @@ def save_checkpoint(
     if folder.exists():
         os.rename(folder, old)
     os.rename(fresh, folder)
+    _flush_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -127,5 +130,8 @@ def set_rng_state(state: dict[str, Tensor | list[Tensor]]) -> None:
 
 
 def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -61,8 +61,8 @@ class World:
             return module
         if self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return nn.parallel.DistributedDataParallel(module, device_ids=[self.device])
-        return nn.parallel.DistributedDataParallel(SharedBatchNorm2d.convert(module))
+            return nn.parallel.DistributedDataParallel(module, device_ids=[self.device], broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(SharedBatchNorm2d.convert(module), broadcast_buffers=False)
 
 
 @contextmanager
@@ -90,8 +90,11 @@ def world(device: str | None) -> Iterator[World]:
 
 
 def _device(name: str | None) -> torch.device:
+    own_gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name is None:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = own_gpu if torch.cuda.is_available() else "cpu"
+    elif name == "cuda":
+        name = own_gpu
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -14,14 +14,15 @@ from dhpe_fast.atomic_write import write_whole
 
 
 class RunLog:
-    """Writes ``metrics.jsonl`` and ``tensorboard/`` of a run's folder, from `step` on.
+    """Writes ``metrics.jsonl`` and ``tensorboard/`` of a run's folder, from `step` and `epoch` on.
 
     A resumed run goes on after its checkpoint: what an interrupted one wrote later is dropped.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, epoch: int) -> None:
         self._file = run / "metrics.jsonl"
-        kept = [line for line in _lines(self._file) if line["step"] <= step]
+        done = {"train": lambda line: line["step"] <= step, "validation": lambda line: line["epoch"] < epoch}
+        kept = [line for line in _lines(self._file) if done[line["kind"]](line)]
         write_whole(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = self._file.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dhpe_fast.augment import AugmentedCrops, Instances, propose_instances
 from dhpe_fast.config import ConfigError, TrainConfig, load_config, save_config
 from dhpe_fast.data import EpochSampler, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
+from dhpe_fast.data.backgrounds import background_files
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets import DHPE
@@ -74,8 +75,9 @@ def train(
         CheckpointError, ValueError, OSError: if a checkpoint, a data set or a weight file is missing or damaged.
     """
     run = Path(run)
+    _check_folder(run, config, resume)
+    _draw_data(config)
     with world(device) as processes:
-        _check_folder(run, config, resume)
         trainer = Trainer(config, run, processes)
         _make_folder(run, config, processes)
         if resume:
@@ -127,14 +129,19 @@ class Trainer:
         self.config, self.run, self.processes = config, run, processes
         torch.manual_seed(config.seed)
         model = build_model(config).to(processes.device)
+        # Without Eq. 3 nothing trains f_J2D.
+        model.pose2d.requires_grad_(config.loss.heatmap > 0)
         self.model = model
         self.objective = processes.distributed(TrainingObjective(model, config.loss).to(processes.device))
         # Two norms are clipped: the heat maps of f_J2D and the mesh do not share a weight (Sec. 3.3).
-        pose2d = list(model.pose2d.parameters())
-        theirs = {id(parameter) for parameter in pose2d}
+        pose2d = [parameter for parameter in model.pose2d.parameters() if parameter.requires_grad]
+        theirs = {id(parameter) for parameter in model.pose2d.parameters()}
         mesh = [parameter for parameter in model.parameters() if id(parameter) not in theirs]
-        self.optimizer = torch.optim.Adam([{"params": mesh}, {"params": pose2d}], lr=config.optimisation.learning_rate)
-        self._draw_data()
+        groups = [{"params": group} for group in (mesh, pose2d) if group]
+        self.optimizer = torch.optim.Adam(groups, lr=config.optimisation.learning_rate)
+        self.statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.dim() == 1]
+        if config.self_supervision.instances_per_seed and config.self_supervision.backgrounds is not None:
+            background_files(config.self_supervision.backgrounds)  # missing ones are told now, not after epochs
         self.crops, self.held_out = (
             open_crops(config, training=True, augmented=True),
             open_crops(config, training=False),
@@ -142,7 +149,7 @@ class Trainer:
         # For the processes that draw new instances.
         self.hand = copy.deepcopy(model.hand).cpu()
         self.instances = Instances.empty()  # those trained on
-        self.proposed = Instances.empty()  # those of this epoch, which join at its end
+        self.proposed: list[Instances] = []  # those of this epoch, which join at its end
         self.progress = Progress()
         self.log: RunLog | None = None
         self.started = 0.0  # the epoch, or what is left of it after resuming
@@ -158,13 +165,13 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.instances = Instances.from_state(state["instances"])
         if self.processes.is_first:  # those of all processes; which of them proposed what does not matter
-            self.proposed = Instances.from_state(state["proposed"])
+            self.proposed = [Instances.from_state(state["proposed"])]
         set_rng_state(state["rng"])
 
     def run_epochs(self) -> None:
         """Trains until the last epoch is done."""
         if self.processes.is_first:
-            self.log = RunLog(self.run, self.progress.step)
+            self.log = RunLog(self.run, self.progress.step, self.progress.epoch)
         try:
             for epoch in range(self.progress.epoch, self.config.optimisation.epochs):
                 self._train_epoch(epoch)
@@ -189,6 +196,7 @@ class Trainer:
         options, progress = self.config.optimisation, self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(progress.batch / batches_per_epoch)
+        before = [buffer.clone() for buffer in self.statistics]
         with self._autocast():
             objective: Objective = self.objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,10 +209,13 @@ class Trainer:
             progress.skipped_in_a_row = 0
             self._propose(batch, objective)
         else:
-            self._skip(objective)
+            self._skip(objective, before)
         self._record(batch, objective, norms)
 
-    def _skip(self, objective: Objective) -> None:
+    def _skip(self, objective: Objective, statistics: list[torch.Tensor]) -> None:
+        """Nothing of the step stays: neither weights nor what batch normalisation has noted on the way."""
+        for buffer, value in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(value)
         self.progress.skipped_in_a_row += 1
         if self.progress.skipped_in_a_row >= self.config.optimisation.max_skipped_steps:
             terms = ", ".join(f"{name} {float(value):g}" for name, value in objective.terms.items())
@@ -225,13 +236,12 @@ class Trainer:
             n_per_seed=options.instances_per_seed,
             seed=self.config.seed,
         )
-        self.proposed = self.proposed + found
+        self.proposed.append(found)
 
     def _end_epoch(self, epoch: int) -> None:
-        self.instances = sum(self.processes.gather(self.proposed), self.instances).newest(
-            self.config.self_supervision.max_instances
-        )
-        self.proposed = Instances.empty()
+        found = sum(self.processes.gather(_joined(self.proposed)), self.instances)
+        self.instances = found.newest(self.config.self_supervision.max_instances)
+        self.proposed = []
         self.progress.epoch, self.progress.batch = epoch + 1, 0
         sampler = self._sampler(len(self.held_out), shuffle=False)
         loader = make_loader(self.held_out, sampler, self.config.data.workers)
@@ -239,8 +249,8 @@ class Trainer:
         if self.log is not None:
             facts = {"instances": len(self.instances), "seconds": time.perf_counter() - self.started}
             self.log.scalars("validation", self.progress.step, scores, epoch=epoch, **facts)
-        is_best = scores["epe_mm"] < self.progress.best_epe_mm
-        if is_best:
+        # The first epoch counts even where joints are not annotated in space.
+        if scores["epe_mm"] < self.progress.best_epe_mm or find_checkpoint(self.run, BEST) is None:
             self.progress.best_epe_mm = scores["epe_mm"]
             self._save(BEST)
         self._save(LAST)
@@ -280,14 +290,14 @@ class Trainer:
             return
         step = self.progress.step
         scalars = dict(zip(["total", *names], values, strict=True))
-        scalars |= {"gradient_norm": float(norms[0]), "gradient_norm_pose2d": float(norms[1])}
+        scalars |= dict(zip(("gradient_norm", "gradient_norm_pose2d"), map(float, norms), strict=False))
         scalars["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.log.scalars("train", step, scalars, epoch=self.progress.epoch)
         if step % self.config.picture_every == 0:
             self.log.picture("train", step, picture_grid(batch, objective.output))
 
     def _save(self, name: str) -> None:
-        proposed = sum(self.processes.gather(self.proposed), Instances.empty())
+        proposed = sum(self.processes.gather(_joined(self.proposed)), Instances.empty())
         if self.processes.is_first:
             state = {
                 "optimizer": self.optimizer.state_dict(),
@@ -305,21 +315,30 @@ class Trainer:
         hidden = None if self.processes.is_first else True
         return tqdm(loader, title, initial=first, total=total, disable=hidden)
 
-    def _draw_data(self) -> None:
-        """Makes the run's own data, unless it is there."""
-        plan = self.config.data.synthesize
-        if plan is not None and self.processes.is_first and not plan.root.exists():
-            with tqdm(total=plan.n_training + plan.n_evaluation, desc=f"drawing {plan.root}", disable=None) as bar:
-                write_synthetic(
-                    plan.root,
-                    plan.n_training,
-                    plan.n_evaluation,
-                    seed=plan.seed,
-                    size_px=plan.size_px,
-                    max_angle_deg=plan.max_angle_deg,
-                    on_image=bar.update,
-                )
-        self.processes.wait()
+
+def _joined(parts: list[Instances]) -> Instances:
+    return Instances.cat(parts) if parts else Instances.empty()
+
+
+def _draw_data(config: TrainConfig) -> None:
+    """Makes the run's own data, unless it is there; the first process draws, before any of them waits for a reply."""
+    plan = config.data.synthesize
+    if plan is None or plan.root.exists():
+        return
+    if os.environ.get("RANK", "0") != "0":
+        while not plan.root.exists():  # if the first one fails, torchrun ends the others
+            time.sleep(1)
+        return
+    with tqdm(total=plan.n_training + plan.n_evaluation, desc=f"drawing {plan.root}", disable=None) as bar:
+        write_synthetic(
+            plan.root,
+            plan.n_training,
+            plan.n_evaluation,
+            seed=plan.seed,
+            size_px=plan.size_px,
+            max_angle_deg=plan.max_angle_deg,
+            on_image=bar.update,
+        )
 
 
 def _check_folder(run: Path, config: TrainConfig, resume: bool) -> None:

@@ -57,16 +57,16 @@ class TrainingObjective(nn.Module):
 
     def forward(self, batch: HandBatch) -> Objective:
         """Runs the networks on a mini-batch and judges what they say."""
-        output = self.model(batch.images)
+        output, masked_features = self._seen(batch)
         gate = self.gate(batch, output)
-        terms = self.terms(batch, output)
+        terms = self.terms(batch, output, masked_features)
         weights = {name: getattr(self.loss, name) for name in terms}
         weights["silhouette"] = gate * self.loss.silhouette
         total = total_loss(terms, weights).mean()
         means = {name: term.detach().mean() for name, term in terms.items()}
         return Objective(total, means | {"gate": gate.mean()}, output)
 
-    def terms(self, batch: HandBatch, output: DHPEOutput) -> dict[str, Tensor]:
+    def terms(self, batch: HandBatch, output: DHPEOutput, masked_features: Tensor | None) -> dict[str, Tensor]:
         """The losses of each instance, (B,) each, not weighted; those of weight 0 that would cost time are left out."""
         loss, projection, h = self.loss, output.projection, output.estimate.h
         terms = {
@@ -81,15 +81,27 @@ class TrainingObjective(nn.Module):
                 for step in output.estimate.steps
             )
         if loss.feature:
-            masked = self.model.features(batch.images * batch.masks[:, None])
             terms["feature"] = feature_loss(
-                output.evidence.features, masked, batch.has_mask, reduction=loss.feature_reduction
+                output.evidence.features, masked_features, batch.has_mask, reduction=loss.feature_reduction
             )
         if self._prior is not None:
             terms["pose_prior"] = self._prior.energy(h[:, H_LAYOUT["pose"]])
         if loss.shape_prior:
             terms["shape_prior"] = h[:, H_LAYOUT["shape"]].square().sum(-1)
         return terms
+
+    def _seen(self, batch: HandBatch) -> tuple[DHPEOutput, Tensor | None]:
+        """What the networks see in the crops, and F of the masked ones where Eq. 2 counts.
+
+        F takes both at once: batch statistics of its own would make of the masked crops another network, and the
+        running statistics those of neither. Crops without a mask stay as they are.
+        """
+        if not self.loss.feature:
+            return self.model(batch.images), None
+        shown = torch.where(batch.has_mask[:, None, None], batch.masks, 1.0)
+        features = self.model.features(torch.cat([batch.images, batch.images * shown[:, None]]))
+        whole, masked = features.split(len(batch))
+        return self.model(batch.images, features=whole), masked
 
     def gate(self, batch: HandBatch, output: DHPEOutput) -> Tensor:  # (B,)
         """Lambda of Eq. 10, without gradient; 0 for instances without a mask."""
@@ -98,7 +110,7 @@ class TrainingObjective(nn.Module):
             projected_px(output, size),
             batch.joints2d_px,
             batch.valid,
-            rule.tau_px * size / CROP_SIZE_PX,
+            rule.tau_px * (size / CROP_SIZE_PX) ** (2 if rule.mode == "squared_norm" else 1),
             mode=rule.mode,
             constant=rule.constant,
         )

@@ -26,7 +26,8 @@ def validate(model: DHPE, loader: Iterable[HandBatch], processes: World, tau_px:
 
     ``epe_mm``: distance of the joints with the root of both at one place, the true root's depth being known;
     ``joints2d_px``: of the joints in the crop, in pixels of a 224 crop; ``heatmap_px``: the same of f_J2D;
-    ``iou``: of the masks; ``below_tau``: the share of crops whose mean 2D distance is below tau (Eq. 10, Fig. 5(f)).
+    ``iou``: of the masks; ``below_tau``: the share of crops whose mean 2D distance is below tau (Eq. 10, Fig. 5(f)). An
+    estimate that is not finite makes its distances infinite.
     """
     model.eval()
     names = ("epe_mm", "joints2d_px", "heatmap_px", "iou", "below_tau")
@@ -35,7 +36,7 @@ def validate(model: DHPE, loader: Iterable[HandBatch], processes: World, tau_px:
         batch = apply_colour(batch.to(processes.device))
         rows = _scores(batch, model(batch.images), model.image_size, tau_px)
         for k, name in enumerate(names):
-            known = rows[name].isfinite()
+            known = ~rows[name].isnan()
             totals[k, 0] += rows[name][known].double().sum()
             totals[k, 1] += known.sum()
     totals = processes.mean(totals)
@@ -75,11 +76,13 @@ def picture_grid(batch: HandBatch, output: DHPEOutput) -> np.ndarray:
 
 def _scores(batch: HandBatch, output: DHPEOutput, size: int, tau_px: float) -> dict[str, Tensor]:  # (B,) each
     annotated = torch.where(batch.valid[..., None], 1.0, torch.nan)
+    broken = ~output.projection.joints.isfinite().all(-1).all(-1)
     found_m = torch.nan_to_num(joints_in_metres(batch, output.projection.joints.float()))
     distance_mm = joint_distances_mm(found_m, batch.joints_m * annotated, alignment="root").nanmean(-1)
     to_224 = CROP_SIZE_PX / size
     truth_px = batch.joints2d_px * annotated
     distance_px = joint_distances_px(torch.nan_to_num(projected_px(output, size)), truth_px).nanmean(-1) * to_224
+    distance_mm, distance_px = (d.masked_fill(broken & ~d.isnan(), torch.inf) for d in (distance_mm, distance_px))
     mask, truth = output.projection.mask > 0.5, batch.masks > 0.5
     return {
         "epe_mm": distance_mm,
