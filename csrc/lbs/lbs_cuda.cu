@@ -11,34 +11,40 @@ namespace {
 // 30 hands; backward, where both paths have further launches, again near 30.
 constexpr int64_t kTiledBatch = 32;
 
-std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
-                                            Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
-                                            Tensor skin_joints, Tensor skin_weights, Tensor parents) {
+LbsForwardTensors forward(LbsModelTensors model, const Tensor& pose, const Tensor& betas, bool keep_bent) {
   const torch::stable::accelerator::DeviceGuard guard(pose.get_device_index());
-  const LbsForwardTensors tensors({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
-                                   skin_joints, skin_weights, parents},
-                                  pose, betas);
+  LbsForwardTensors tensors(std::move(model), pose, betas, keep_bent);
   const int64_t B = pose.size(0);
-  if (B == 0) return {tensors.verts, tensors.joints, tensors.bent};
+  if (B == 0) return tensors;
   const cudaStream_t stream = current_stream(pose);
   DHPE_DISPATCH_FLOATING(pose, [&] {
     const LbsForward<scalar_t> p = tensors.params<scalar_t>();
     if (B < kTiledBatch) {
       launch_fused_forward(p, B, stream);
     } else {
-      const Tensor scratch = torch::stable::new_empty(tensors.verts, {tiled_forward_scratch(p.model, B)});
+      const Tensor scratch = new_dense(tensors.verts, {tiled_forward_scratch(p.model, B)});
       launch_tiled_forward(p, B, scratch.mutable_data_ptr<scalar_t>(), stream);
     }
   });
+  return tensors;
+}
+
+std::tuple<Tensor, Tensor, Tensor> lbs_cuda(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
+                                            Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
+                                            Tensor skin_joints, Tensor skin_weights, Tensor parents) {
+  const LbsForwardTensors tensors = forward({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                             joint_shapedirs, skin_joints, skin_weights, parents},
+                                            pose, betas, true);
   return {tensors.verts, tensors.joints, tensors.bent};
 }
 
 std::tuple<Tensor, Tensor> lbs_values_cuda(Tensor pose, Tensor betas, Tensor v_template, Tensor shapedirs,
                                            Tensor posedirs, Tensor joint_template, Tensor joint_shapedirs,
                                            Tensor skin_joints, Tensor skin_weights, Tensor parents) {
-  const auto [verts, joints, bent] = lbs_cuda(pose, betas, v_template, shapedirs, posedirs, joint_template,
-                                              joint_shapedirs, skin_joints, skin_weights, parents);
-  return {verts, joints};
+  const LbsForwardTensors tensors = forward({"lbs", pose, betas, v_template, shapedirs, posedirs, joint_template,
+                                             joint_shapedirs, skin_joints, skin_weights, parents},
+                                            pose, betas, false);
+  return {tensors.verts, tensors.joints};
 }
 
 std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_joints, Tensor bent, Tensor pose,
@@ -56,7 +62,7 @@ std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_join
     const LbsBackward<scalar_t> p = tensors.params<scalar_t>();
     const bool is_tiled = B >= kTiledBatch;
     const int64_t size = is_tiled ? tiled_backward_scratch(p.model, B) : fused_backward_scratch(p.model, B);
-    const Tensor scratch = torch::stable::new_empty(tensors.bent, {size});
+    const Tensor scratch = new_dense(tensors.bent, {size});
     scalar_t* at = scratch.mutable_data_ptr<scalar_t>();
     is_tiled ? launch_tiled_backward(p, B, at, stream) : launch_fused_backward(p, B, at, stream);
   });

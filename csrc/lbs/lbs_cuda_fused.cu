@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) fused_forward_kernel(LbsForward<T> p
   if (group == 0 && inside) {
     for (int g = 1; g < kGroups; ++g) sum += s.partial[g][column];
     s.bent[column] = sum;
-    p.bent[b * n + at] = sum;
+    if (p.bent) p.bent[b * n + at] = sum;
   }
   __syncthreads();
   if (group == 0 && inside)

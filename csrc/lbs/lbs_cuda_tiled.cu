@@ -193,6 +193,16 @@ __device__ __forceinline__ void skin_vertex(const LbsModel<T>& m, int64_t v, int
     for (int r = 0; r < 3; ++r) s.verts[first_hand + h * kStep][3 * local + r] = x[h][r];
 }
 
+// By one warp.
+template <typename T>
+__device__ __forceinline__ void store_columns(const T (&from)[kColumns], int count, T* to) {
+#pragma unroll
+  for (int i = 0; i < kColumns / kWarp; ++i) {
+    const int c = i * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    if (c < count) to[c] = from[c];
+  }
+}
+
 // Skins and stores what blend() left in registers, one hand of each group at a time.
 template <typename T, int kHandsEach>
 __device__ __forceinline__ void skin(const BlendTask<T>& t, const Tile<T>& tile, int hand_group, int vert_group,
@@ -220,14 +230,8 @@ __device__ __forceinline__ void skin(const BlendTask<T>& t, const Tile<T>& tile,
     for (int g = warp; g < kHandGroups; g += kWarps) {
       const int64_t hand = tile.hand + g * kHandsEach + pass, at = hand * n + tile.column;
       if (hand >= t.n_hands) break;
-      T *bent = t.p.bent + at, *verts = t.p.verts + at;
-#pragma unroll
-      for (int i = 0; i < kColumns / kWarp; ++i) {
-        const int c = i * kWarp + lane;
-        if (c >= tile.columns) break;
-        bent[c] = s.bent[g][c];
-        verts[c] = s.verts[g][c];
-      }
+      store_columns(s.verts[g], tile.columns, t.p.verts + at);
+      if (t.p.bent) store_columns(s.bent[g], tile.columns, t.p.bent + at);
     }
     __syncthreads();  // the next pass overwrites both
   }
