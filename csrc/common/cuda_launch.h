@@ -19,4 +19,9 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Sets `n_bytes` to zero in the order of the stream. None are none: an empty tensor has no address to give.
+inline void zero_async(void* at, int64_t n_bytes, cudaStream_t stream) {
+  if (n_bytes > 0) STD_CUDA_CHECK(cudaMemsetAsync(at, 0, static_cast<size_t>(n_bytes), stream));
+}
+
 }  // namespace dhpe

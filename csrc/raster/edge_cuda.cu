@@ -1,176 +1,193 @@
-// The "edge" silhouette on the GPU. A hash table joins the faces' half-edges, a block an image lists its contour edges,
-// and one warp a row gathers those that meet the row; its first lane sweeps them, all lanes write the row. Nothing
-// depends on the order in which threads run but sums of gradients, unless one warp an image adds them up
-// (deterministic).
-#include "raster/edge_math.h"
-#include "raster/face_gradients.h"
-#include "raster/raster_tensors.h"
+// The "edge" silhouette on the GPU. A warp a row gathers the contour edges that meet it (see edge_contours.h); its first
+// lane sweeps them, all lanes write the row. Nothing depends on the order in which threads run but sums of gradients,
+// and with `deterministic` those neither: warps take bands of rows, each with gradients of its own, which are then added
+// up in order.
+//
+// A row works in shared memory if it has up to kSharedPieces edges. Others are left to a second and a third launch,
+// which have memory for more edges and the fewer warps the more each needs: rows of a hand have some 30 edges.
+#include <algorithm>
+
+#include "raster/edge_contours.h"
 
 namespace dhpe {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int64_t kScratchBytes = 64 << 20;  // of all warps together; fewer of them run where rows could need more
-constexpr unsigned long long kNoEdge = ~0ull;
-constexpr int kNoHalfEdge = 0x7f;  // of each byte
+constexpr int kSharedPieces = 64;
+constexpr int kSharedWidth = 255;  // images no wider keep the coverage of a row in shared memory
+constexpr int64_t kMidPieces = 1024;
+constexpr int64_t kMaxMidPieces = 8192;             // a mesh with fewer half-edges needs no third launch
+constexpr int64_t kScratchBytes = 64 << 20;         // of a launch; one warp has what it needs in any case
+constexpr int64_t kBandBytes = 64 << 20;            // gradients of bands
+constexpr int64_t kWantedTasks = 2048;              // bands of all images: enough for an H100, no more to be added up
+constexpr int kPieceBytes = sizeof(Piece) + sizeof(int32_t);
 
-// Half-edge 3 f + k leads from corner k of face f to the next; all that join the same two vertices share a slot.
-struct EdgeTable {
-  unsigned long long* keys;  // (slots,)
-  int32_t* first;            // (slots,) the lowest half-edge
-  int32_t* slot_of;          // (3 F,), -1 where a vertex id is out of range
-  int32_t* balance;          // (B, slots) see contour_edge
-  int64_t slots;             // a power of two
-  ContourEdge* contours;     // (B, 3 F)
-  int32_t* n_contours;       // (B,)
+// Rows in bands, each a warp's task. `slot` is an image's place in the slice.
+struct RowTasks {
+  int64_t first_image, n_images;
+  int height, width, bands, band_rows;
+  uint8_t* pending;  // (n_images, bands): bit i is set where launch i finds rows to do, i = 1, 2
+
+  __host__ __device__ int64_t count() const { return n_images * bands; }
 };
 
-// What a warp needs for one row.
-struct RowScratch {
-  unsigned char* bytes;
-  int64_t bytes_per_warp, max_pieces;
-  int width;
+// One of up to three launches: it does rows of more than `done`, up to `capacity` edges.
+struct RowLaunch {
+  int index;
+  int64_t done, capacity, mid_capacity;
+  int64_t warps, bytes_per_warp, coverage_bytes;
+  unsigned char* scratch;
 
-  __host__ __device__ RowScratch(int64_t n_faces, int width_) : bytes(nullptr), max_pieces(3 * n_faces), width(width_) {
-    const int64_t need = coverage_bytes() + max_pieces * static_cast<int64_t>(sizeof(Piece) + sizeof(int32_t));
-    bytes_per_warp = (need + 15) / 16 * 16;
-  }
-  __host__ __device__ int64_t coverage_bytes() const { return 2 * static_cast<int64_t>(sizeof(double)) * (width + 1); }
-  __device__ unsigned char* own() const { return bytes + first_task() * bytes_per_warp; }
-  __device__ double* coverage() const { return reinterpret_cast<double*>(own()); }
-  __device__ Piece* pieces() const { return reinterpret_cast<Piece*>(own() + coverage_bytes()); }
-  __device__ int32_t* order() const { return reinterpret_cast<int32_t*>(pieces() + max_pieces); }
+  __device__ unsigned char* own() const { return scratch + first_task() * bytes_per_warp; }
 };
 
-__global__ void join_half_edges(const int32_t* faces, int64_t n_faces, int64_t n_verts, EdgeTable t) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t h = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; h < 3 * n_faces; h += step) {
-    const int32_t a = faces[h], b = faces[h % 3 == 2 ? h - 2 : h + 1];
-    t.slot_of[h] = -1;
-    if (a < 0 || b < 0 || a >= n_verts || b >= n_verts) continue;
-    const unsigned long long low = a < b ? a : b, high = a < b ? b : a, key = low << 32 | high;
-    unsigned long long slot = (key * 0x9E3779B97F4A7C15ull >> 20) & (t.slots - 1);
-    for (;; slot = (slot + 1) & (t.slots - 1)) {
-      const unsigned long long found = atomicCAS(t.keys + slot, kNoEdge, key);
-      if (found == kNoEdge || found == key) break;
-    }
-    t.slot_of[h] = static_cast<int32_t>(slot);
-    atomicMin(t.first + slot, static_cast<int32_t>(h));
-  }
+struct RowMemory {
+  Piece* pieces;
+  int32_t* order;
+  double* coverage;  // (2 (width + 1),)
+};
+
+template <bool kShared>
+__device__ RowMemory row_memory(const RowLaunch& launch, Piece* pieces, int32_t* order, double* coverage) {
+  unsigned char* own = launch.own();
+  if (launch.coverage_bytes > 0) coverage = reinterpret_cast<double*>(own);
+  if constexpr (kShared) return {pieces, order, coverage};
+  pieces = reinterpret_cast<Piece*>(own + launch.coverage_bytes);
+  return {pieces, reinterpret_cast<int32_t*>(pieces + launch.capacity), coverage};
 }
 
-template <typename T>
-__global__ void balance_edges(RasterMesh<T> m, RasterOptions<T> o, int64_t batch, EdgeTable t) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch * m.n_faces; i += step) {
-    const int64_t image = i / m.n_faces, face = i % m.n_faces;
-    const int side = face_side(m, o, m.verts_px + image * m.n_verts * 3, face);
-    if (side == 0) continue;
-    for (int k = 0; k < 3; ++k) {
-      const bool rises = m.faces[3 * face + k] < m.faces[3 * face + (k == 2 ? 0 : k + 1)];
-      atomicAdd(t.balance + image * t.slots + t.slot_of[3 * face + k], rises ? side : -side);
-    }
-  }
-}
-
-// One block an image; contour edges come in the order of their first half-edge.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) list_contours(RasterMesh<T> m, int64_t batch, EdgeTable t) {
-  __shared__ int warp_counts[kThreads / kWarp];
-  const int lane = lane_of(), warp = threadIdx.x / kWarp;
-  for (int64_t image = blockIdx.x; image < batch; image += gridDim.x) {
-    const int32_t* balance = t.balance + image * t.slots;
-    ContourEdge* list = t.contours + image * 3 * m.n_faces;
-    int found = 0;
-    for (int64_t begin = 0; begin < 3 * m.n_faces; begin += kThreads) {
-      const int64_t h = begin + threadIdx.x;
-      ContourEdge e = {};
-      bool listed = false;
-      const int32_t slot = h < 3 * m.n_faces ? t.slot_of[h] : -1;
-      if (slot >= 0 && t.first[slot] == h && balance[slot] != 0) {
-        const int32_t a = m.faces[h], b = m.faces[h % 3 == 2 ? h - 2 : h + 1];
-        e = contour_edge(m.verts_px + image * m.n_verts * 3, a < b ? a : b, a < b ? b : a, balance[slot]);
-        listed = e.y1 >= 0 && e.y0 < m.height;
-      }
-      const unsigned votes = __ballot_sync(kAllLanes, listed);
-      if (lane == 0) warp_counts[warp] = __popc(votes);
-      __syncthreads();
-      int before = found + __popc(votes & ((1u << lane) - 1));
-      for (int w = 0; w < kThreads / kWarp; ++w) {
-        if (w < warp) before += warp_counts[w];
-        found += warp_counts[w];
-      }
-      if (listed) list[before] = e;
-      __syncthreads();  // the next round overwrites the counts
-    }
-    if (threadIdx.x == 0) t.n_contours[image] = found;
-  }
-}
-
-// All lanes gather the pieces of a row; every lane gets their number.
-__device__ int gather_pieces(const EdgeTable& t, const RowScratch& scratch, int64_t n_faces, int64_t image, int row) {
-  const ContourEdge* list = t.contours + image * 3 * n_faces;
-  const int n = t.n_contours[image], lane = lane_of();
+// The pieces of one row, gathered by all lanes of a warp. Counts those beyond the capacity, too.
+struct PieceGatherer {
+  const ContourEdge* list;
+  Piece* pieces;
+  int64_t capacity;
+  int row, width;
   int count = 0;
-  for (int begin = 0; begin < n; begin += kWarp) {
-    const int i = begin + lane;
-    Piece p = {};
-    const bool meets = i < n && piece_of(list[i], i, row, scratch.width, p);
+
+  __device__ void add(bool is_edge, int64_t i) {
+    Piece p;
+    const bool meets = is_edge && piece_of(list[i], static_cast<int32_t>(i), row, width, p);
     const unsigned votes = __ballot_sync(kAllLanes, meets);
-    if (meets) scratch.pieces()[count + __popc(votes & ((1u << lane) - 1))] = p;
+    const int at = count + votes_before(votes);
+    if (meets && at < capacity) pieces[at] = p;
     count += __popc(votes);
   }
+};
+
+__device__ inline int gather_pieces(const Contours& contours, const Bins& bins, int64_t slot, PieceGatherer gatherer) {
+  const int n = contours.count[slot];
+  if (!bins.words) {
+    for (int begin = 0; begin < n; begin += kWarp) gatherer.add(begin + lane_of() < n, begin + lane_of());
+    __syncwarp();
+    return gatherer.count;
+  }
+  const int64_t bin = bins.bin_at(slot, 0, gatherer.row), pages = (n + kPageItems - 1) / kPageItems;
+  for (int64_t begin = 0; begin < pages; begin += kWarp) {
+    const int64_t own = begin + lane_of();
+    const bool is_used = own < pages && bins.summary[bin * bins.n_pages + own] != 0;
+    for (unsigned used = __ballot_sync(kAllLanes, is_used); used != 0; used &= used - 1) {
+      const int64_t page = begin + __ffs(static_cast<int>(used)) - 1;
+      const uint32_t word = page_word(bins, bin, page);
+      for (unsigned words = __ballot_sync(kAllLanes, word != 0); words != 0; words &= words - 1) {
+        const int source = __ffs(static_cast<int>(words)) - 1;
+        const uint32_t items = __shfl_sync(kAllLanes, word, source);
+        gatherer.add(items >> lane_of() & 1, page * kPageItems + source * kWarp + lane_of());
+      }
+    }
+  }
   __syncwarp();
-  return count;
+  return gatherer.count;
+}
+
+// Calls visit(slot, band, row, pieces) for the rows of this launch, those of a band in order, with all lanes of a warp.
+template <typename Visit>
+__device__ void for_rows(const RowTasks& tasks, const RowLaunch& launch, const Contours& contours, const Bins& bins,
+                         const RowMemory& memory, const Visit& visit) {
+  if (first_task() >= launch.warps) return;
+  for (int64_t base = first_task(); base < tasks.count(); base += kWarp * launch.warps) {
+    const int64_t own = base + lane_of() * launch.warps;
+    const bool is_task = own < tasks.count() && (launch.index == 0 || (tasks.pending[own] >> launch.index & 1));
+    for (unsigned left = __ballot_sync(kAllLanes, is_task); left != 0; left &= left - 1) {
+      const int64_t task = base + (__ffs(static_cast<int>(left)) - 1) * launch.warps;
+      const int64_t slot = task / tasks.bands;
+      const int band = static_cast<int>(task % tasks.bands);
+      unsigned pending = 0;
+      for (int row = band * tasks.band_rows; row < (band + 1) * tasks.band_rows && row < tasks.height; ++row) {
+        const int count = gather_pieces(contours, bins, slot,
+                                        {contours.list(slot), memory.pieces, launch.capacity, row, tasks.width});
+        if (count > launch.capacity)
+          pending |= count <= launch.mid_capacity ? 2u : 4u;
+        else if (count > launch.done)
+          visit(slot, band, row, count);
+        __syncwarp();  // the next row overwrites the pieces
+      }
+      if (launch.index == 0 && lane_of() == 0) tasks.pending[task] = static_cast<uint8_t>(pending);
+    }
+  }
 }
 
 struct NoTouch {
   __host__ __device__ void operator()(int) const {}
 };
 
+// The mask of a row from its pieces.
 template <typename T>
-__global__ void edge_forward_kernel(EdgeForward<T> p, int64_t batch, EdgeTable t, RowScratch scratch) {
-  const int height = p.mesh.height, width = p.mesh.width, lane = lane_of();
-  double* cover = scratch.coverage();
+__device__ void write_row(const RowMemory& memory, int count, int width, T* mask) {
+  const int lane = lane_of();
+  if (count == 0) {
+    for (int column = lane; column < width; column += kWarp) mask[column] = T(0);
+    return;
+  }
+  double* cover = memory.coverage;
   double* area = cover + width + 1;
-  for (int64_t task = first_task(); task < batch * height; task += task_step()) {
-    const int64_t image = task / height;
-    const int row = static_cast<int>(task % height);
-    for (int i = lane; i < 2 * (width + 1); i += kWarp) cover[i] = 0;
-    const int count = gather_pieces(t, scratch, p.mesh.n_faces, image, row);
-    if (lane == 0 && count > 0) {
-      CoverageSink<NoTouch> sink = {cover, area, width, {}};
-      sweep_row(scratch.pieces(), count, scratch.order(), sink);
+  for (int i = lane; i < 2 * (width + 1); i += kWarp) cover[i] = 0;
+  __syncwarp();
+  if (lane == 0) {
+    CoverageSink<NoTouch> sink = {cover, area, width, {}};
+    sweep_row(memory.pieces, count, memory.order, sink);
+  }
+  __syncwarp();
+  double covered = 0;  // multiples of 2^-50: exact in any order
+  for (int begin = 0; begin < width; begin += kWarp) {
+    const int column = begin + lane;
+    double sum = column < width ? cover[column] : 0;
+    for (int step = 1; step < kWarp; step *= 2) {
+      const double left = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += left;
     }
-    __syncwarp();
-    double covered = 0;  // multiples of 2^-50: exact in any order
-    for (int begin = 0; begin < width; begin += kWarp) {
-      const int column = begin + lane;
-      double sum = column < width ? cover[column] : 0;
-      for (int step = 1; step < kWarp; step *= 2) {
-        const double left = __shfl_up_sync(kAllLanes, sum, step);
-        if (lane >= step) sum += left;
-      }
-      if (column < width) p.mask[task * width + column] = static_cast<T>(clamp_coverage(covered + sum + area[column]));
-      covered += __shfl_sync(kAllLanes, sum, kWarp - 1);
-    }
-    __syncwarp();
+    if (column < width) mask[column] = static_cast<T>(clamp_coverage(covered + sum + area[column]));
+    covered += __shfl_sync(kAllLanes, sum, kWarp - 1);
   }
 }
 
+template <typename T, bool kShared>
+__global__ void __launch_bounds__(kTaskThreads) edge_forward_kernel(EdgeForward<T> p, RowTasks tasks, RowLaunch launch,
+                                                                    Contours contours, Bins bins) {
+  __shared__ double coverage[kWarpsPerBlock][2 * (kSharedWidth + 1)];
+  __shared__ Piece pieces[kWarpsPerBlock][kShared ? kSharedPieces : 1];
+  __shared__ int32_t order[kWarpsPerBlock][kShared ? kSharedPieces : 1];
+  const int warp = threadIdx.x / kWarp;
+  const RowMemory memory = row_memory<kShared>(launch, pieces[warp], order[warp], coverage[warp]);
+  const auto visit = [&p, &tasks, &memory](int64_t slot, int, int row, int count) {
+    const int64_t image = tasks.first_image + slot;
+    write_row(memory, count, tasks.width, p.mask + (image * tasks.height + row) * tasks.width);
+  };
+  for_rows(tasks, launch, contours, bins, memory, visit);
+}
+
+// Adds to the vertices' gradients (V, 3) by atomics, or to a band's own (V, 2), where no other warp does.
 template <typename T>
 struct AddToVertices {
-  T* grad;  // (V, 3)
-  bool alone;
+  T* grad;
+  double* of_band;  // null where there is none
 
   __host__ __device__ void operator()(int32_t vertex, double gx, double gy) const {
 #if defined(__CUDA_ARCH__)
-    T* to = grad + 3 * static_cast<int64_t>(vertex);
-    if (alone) {
-      to[0] += static_cast<T>(gx);
-      to[1] += static_cast<T>(gy);
+    if (of_band) {
+      double* to = of_band + 2 * static_cast<int64_t>(vertex);
+      to[0] += gx;
+      to[1] += gy;
     } else {
+      T* to = grad + 3 * static_cast<int64_t>(vertex);
       atomicAdd(to, static_cast<T>(gx));
       atomicAdd(to + 1, static_cast<T>(gy));
     }
@@ -180,97 +197,116 @@ struct AddToVertices {
   }
 };
 
-// A task is a row, or an image whose rows come in order.
+template <typename T, bool kShared>
+__global__ void __launch_bounds__(kTaskThreads) edge_backward_kernel(EdgeBackward<T> p, double* of_bands,
+                                                                     RowTasks tasks, RowLaunch launch,
+                                                                     Contours contours, Bins bins) {
+  __shared__ Piece pieces[kWarpsPerBlock][kShared ? kSharedPieces : 1];
+  __shared__ int32_t order[kWarpsPerBlock][kShared ? kSharedPieces : 1];
+  const int warp = threadIdx.x / kWarp;
+  const RowMemory memory = row_memory<kShared>(launch, pieces[warp], order[warp], nullptr);
+  const int64_t V = p.mesh.n_verts;
+  const auto visit = [&](int64_t slot, int band, int row, int count) {
+    if (lane_of() != 0) return;
+    const int64_t image = tasks.first_image + slot;
+    const AddToVertices<T> add = {p.grad_verts + image * V * 3,
+                                  of_bands ? of_bands + (slot * tasks.bands + band) * V * 2 : nullptr};
+    GradientSink<T, AddToVertices<T>> sink = {contours.list(slot),
+                                              p.grad_mask + (image * tasks.height + row) * tasks.width, row,
+                                              tasks.width, add};
+    sweep_row(memory.pieces, count, memory.order, sink);
+  };
+  for_rows(tasks, launch, contours, bins, memory, visit);
+}
+
 template <typename T>
-__global__ void edge_backward_kernel(EdgeBackward<T> p, int64_t batch, EdgeTable t, RowScratch scratch,
-                                     bool deterministic) {
-  const int height = p.mesh.height, width = p.mesh.width;
-  const int rows = deterministic ? height : 1;
-  for (int64_t task = first_task(); task < batch * height / rows; task += task_step()) {
-    const int64_t image = task * rows / height;
-    const int begin = static_cast<int>(task * rows % height);
-    for (int row = begin; row < begin + rows; ++row) {
-      const int count = gather_pieces(t, scratch, p.mesh.n_faces, image, row);
-      if (lane_of() == 0 && count > 0) {
-        const AddToVertices<T> add = {p.grad_verts + image * p.mesh.n_verts * 3, deterministic};
-        GradientSink<T, AddToVertices<T>> sink = {t.contours + image * 3 * p.mesh.n_faces,
-                                                  p.grad_mask + (image * height + row) * width, row, width, add};
-        sweep_row(scratch.pieces(), count, scratch.order(), sink);
-      }
-      __syncwarp();
-    }
+__global__ void __launch_bounds__(kThreads) add_up_bands(const double* of_bands, RowTasks tasks, int64_t n_verts,
+                                                         T* grad_verts) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, values = 2 * n_verts;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < tasks.n_images * values; i += step) {
+    const int64_t slot = i / values, value = i % values;
+    double sum = 0;
+    for (int band = 0; band < tasks.bands; ++band) sum += of_bands[(slot * tasks.bands + band) * values + value];
+    grad_verts[((tasks.first_image + slot) * n_verts + value / 2) * 3 + value % 2] = static_cast<T>(sum);
   }
 }
 
-// The memory behind an EdgeTable and the warps' scratch.
-struct EdgeWork {
-  Tensor bytes, scratch_bytes;
-  EdgeTable table;
-  RowScratch scratch;
-  int64_t warps;
-
-  EdgeWork(const Tensor& verts_px, int64_t B, int64_t F, int width, int64_t tasks, cudaStream_t stream)
-      : scratch(F, width) {
-    int64_t slots = 16;
-    while (slots < 6 * F) slots *= 2;
-    const int64_t keys = slots * 8, contours = B * 3 * F * static_cast<int64_t>(sizeof(ContourEdge));
-    const int64_t ints = (slots + B * slots + 3 * F + B) * 4;
-    bytes = torch::stable::new_empty(verts_px, {keys + contours + ints}, ScalarType::Byte);
-    unsigned char* at = bytes.mutable_data_ptr<uint8_t>();
-    table.slots = slots;
-    table.keys = reinterpret_cast<unsigned long long*>(at);
-    table.contours = reinterpret_cast<ContourEdge*>(at + keys);
-    table.first = reinterpret_cast<int32_t*>(at + keys + contours);
-    table.balance = table.first + slots;
-    table.slot_of = table.balance + B * slots;
-    table.n_contours = table.slot_of + 3 * F;
-    STD_CUDA_CHECK(cudaMemsetAsync(table.keys, 0xff, keys, stream));
-    STD_CUDA_CHECK(cudaMemsetAsync(table.first, kNoHalfEdge, slots * 4, stream));
-    STD_CUDA_CHECK(cudaMemsetAsync(table.balance, 0, B * slots * 4, stream));
-    const int64_t affordable = kScratchBytes / scratch.bytes_per_warp + 1;
-    const int64_t wanted = tasks < affordable ? tasks : affordable;
-    warps = (wanted + kWarpsPerBlock - 1) / kWarpsPerBlock * kWarpsPerBlock;
-    scratch_bytes = torch::stable::new_empty(verts_px, {warps * scratch.bytes_per_warp}, ScalarType::Byte);
-    scratch.bytes = scratch_bytes.mutable_data_ptr<uint8_t>();
+// The memory of up to three launches over rows, which use it one after the other.
+class RowLaunches {
+ public:
+  RowLaunches(const Tensor& like, int64_t n_half_edges, int64_t n_tasks, int64_t coverage_bytes) {
+    const int64_t mid = n_half_edges <= kMaxMidPieces ? n_half_edges : kMidPieces;
+    plan({0, -1, kSharedPieces, mid, 0, coverage_bytes, coverage_bytes, nullptr}, n_tasks);
+    if (n_half_edges > kSharedPieces)
+      plan({1, kSharedPieces, mid, mid, 0, coverage_bytes + mid * kPieceBytes, coverage_bytes, nullptr}, n_tasks);
+    if (n_half_edges > mid)
+      plan({2, mid, n_half_edges, mid, 0, coverage_bytes + n_half_edges * kPieceBytes, coverage_bytes, nullptr},
+           n_tasks);
+    bytes_ = torch::stable::new_empty(like, {needed_}, ScalarType::Byte);
+    for (RowLaunch& launch : launches_) launch.scratch = bytes_.mutable_data_ptr<uint8_t>();
   }
 
-  unsigned blocks() const { return static_cast<unsigned>(warps / kWarpsPerBlock); }
-
-  template <typename T>
-  void find_contours(const RasterMesh<T>& m, const RasterOptions<T>& o, int64_t batch, cudaStream_t stream) {
-    const auto grid = [](int64_t n) {
-      const int64_t blocks = (n + kThreads - 1) / kThreads;
-      return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-    };
-    join_half_edges<<<grid(3 * m.n_faces), kThreads, 0, stream>>>(m.faces, m.n_faces, m.n_verts, table);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    balance_edges<T><<<grid(batch * m.n_faces), kThreads, 0, stream>>>(m, o, batch, table);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    list_contours<T>
-        <<<static_cast<unsigned>(batch < kMaxGrid ? batch : kMaxGrid), kThreads, 0, stream>>>(m, batch, table);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  // Calls launch(RowLaunch, blocks) in order.
+  template <typename Launch>
+  void run(const Launch& launch) const {
+    for (int i = 0; i < count_; ++i) launch(launches_[i], warp_blocks(launches_[i].warps));
   }
+
+ private:
+  void plan(RowLaunch launch, int64_t n_tasks) {
+    launch.bytes_per_warp = (launch.bytes_per_warp + 15) / 16 * 16;
+    const int64_t affordable = launch.bytes_per_warp > 0 ? kScratchBytes / launch.bytes_per_warp : kMaxGrid;
+    launch.warps = std::max<int64_t>(std::min(n_tasks, affordable), 1);
+    needed_ = std::max(needed_, launch.warps * launch.bytes_per_warp);
+    launches_[count_++] = launch;
+  }
+
+  RowLaunch launches_[3];
+  int count_ = 0;
+  int64_t needed_ = 0;
+  Tensor bytes_;
 };
+
+// A row a task, or fewer tasks where each needs `task_bytes` of its own.
+inline RowTasks row_tasks(int64_t n_images, int height, int width, int64_t task_bytes) {
+  const int64_t affordable = task_bytes > 0 ? std::min(kBandBytes / task_bytes, kWantedTasks) / n_images : height;
+  const int bands = static_cast<int>(std::clamp<int64_t>(affordable, 1, height));
+  const int rows = (height + bands - 1) / bands;
+  return {0, n_images, height, width, (height + rows - 1) / rows, rows, nullptr};
+}
 
 Tensor silhouette_edge_cuda(Tensor verts_px, Tensor faces, int64_t height, int64_t width, std::optional<double> z_near,
                             bool fill_back) {
-  const RasterMeshTensors mesh("silhouette_edge", verts_px, faces, height, width);
+  const char* op = "silhouette_edge";
+  const RasterMeshTensors mesh(op, verts_px, faces, height, width);
   const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
   const int64_t B = verts_px.size(0), F = mesh.faces.size(0);
   const cudaStream_t stream = current_stream(verts_px);
   Tensor mask = new_image(verts_px, B, height, width);
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    const EdgeForward<scalar_t> p = {
-        mesh.mesh<scalar_t>(), raster_options<scalar_t>("silhouette_edge", z_near.has_value(), z_near, !fill_back),
-        mask.mutable_data_ptr<scalar_t>()};
+    const auto options = raster_options<scalar_t>(op, z_near.has_value(), z_near, !fill_back);
+    const EdgeForward<scalar_t> p = {mesh.mesh<scalar_t>(), options, mask.mutable_data_ptr<scalar_t>()};
     if (B == 0 || F == 0) {
-      STD_CUDA_CHECK(cudaMemsetAsync(p.mask, 0, mask.numel() * sizeof(scalar_t), stream));
+      zero_async(p.mask, mask.numel() * static_cast<int64_t>(sizeof(scalar_t)), stream);
       return;
     }
-    EdgeWork work(verts_px, B, F, p.mesh.width, B * height, stream);
-    work.find_contours(p.mesh, p.options, B, stream);
-    edge_forward_kernel<scalar_t><<<work.blocks(), kWarp * kWarpsPerBlock, 0, stream>>>(p, B, work.table, work.scratch);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    ContourFinder<scalar_t> finder(op, mesh, options, stream);
+    RowTasks tasks = row_tasks(finder.slice, p.mesh.height, p.mesh.width, 0);
+    Tensor pending = torch::stable::new_empty(verts_px, {tasks.count()}, ScalarType::Byte);
+    tasks.pending = pending.mutable_data_ptr<uint8_t>();
+    const int64_t coverage = width > kSharedWidth ? 2 * static_cast<int64_t>(sizeof(double)) * (width + 1) : 0;
+    const RowLaunches launches(verts_px, 3 * F, tasks.count(), coverage);
+    for (int64_t first = 0; first < B; first += finder.slice) {
+      tasks.first_image = first;
+      tasks.n_images = std::min(finder.slice, B - first);
+      finder.find(first, tasks.n_images);
+      launches.run([&](const RowLaunch& rows, unsigned blocks) {
+        const auto kernel =
+            rows.index == 0 ? edge_forward_kernel<scalar_t, true> : edge_forward_kernel<scalar_t, false>;
+        kernel<<<blocks, kTaskThreads, 0, stream>>>(p, tasks, rows, finder.contours, finder.bins());
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      });
+    }
   });
   return mask;
 }
@@ -279,23 +315,43 @@ Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor f
                                      bool fill_back, bool deterministic) {
   const char* op = "_silhouette_edge_backward";
   const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
-  const int64_t B = verts_px.size(0), F = mesh.faces.size(0);
+  const int64_t B = verts_px.size(0), F = mesh.faces.size(0), V = verts_px.size(1);
   check_tensor(op, "grad_mask", grad_mask, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
   grad_mask = torch::stable::contiguous(grad_mask);
   const cudaStream_t stream = current_stream(verts_px);
-  Tensor grad_verts = torch::stable::new_empty(verts_px, {B, verts_px.size(1), 3});
+  Tensor grad_verts = torch::stable::new_empty(verts_px, {B, V, 3});
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    const EdgeBackward<scalar_t> p = {mesh.mesh<scalar_t>(),
-                                      raster_options<scalar_t>(op, z_near.has_value(), z_near, !fill_back),
-                                      grad_mask.const_data_ptr<scalar_t>(), grad_verts.mutable_data_ptr<scalar_t>()};
-    STD_CUDA_CHECK(cudaMemsetAsync(p.grad_verts, 0, grad_verts.numel() * sizeof(scalar_t), stream));
-    if (B == 0 || F == 0) return;
-    EdgeWork work(verts_px, B, F, p.mesh.width, deterministic ? B : B * p.mesh.height, stream);
-    work.find_contours(p.mesh, p.options, B, stream);
-    edge_backward_kernel<scalar_t>
-        <<<work.blocks(), kWarp * kWarpsPerBlock, 0, stream>>>(p, B, work.table, work.scratch, deterministic);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const auto options = raster_options<scalar_t>(op, z_near.has_value(), z_near, !fill_back);
+    const EdgeBackward<scalar_t> p = {mesh.mesh<scalar_t>(), options, grad_mask.const_data_ptr<scalar_t>(),
+                                      grad_verts.mutable_data_ptr<scalar_t>()};
+    zero_async(p.grad_verts, grad_verts.numel() * static_cast<int64_t>(sizeof(scalar_t)), stream);
+    if (B == 0 || F == 0 || V == 0) return;
+    ContourFinder<scalar_t> finder(op, mesh, options, stream);
+    const int64_t band_bytes = deterministic ? 2 * static_cast<int64_t>(sizeof(double)) * V : 0;
+    RowTasks tasks = row_tasks(finder.slice, p.mesh.height, p.mesh.width, band_bytes);
+    Tensor pending = torch::stable::new_empty(verts_px, {tasks.count()}, ScalarType::Byte);
+    tasks.pending = pending.mutable_data_ptr<uint8_t>();
+    Tensor bands = torch::stable::new_empty(verts_px, {tasks.count() * band_bytes}, ScalarType::Byte);
+    double* of_bands = deterministic ? reinterpret_cast<double*>(bands.mutable_data_ptr<uint8_t>()) : nullptr;
+    const RowLaunches launches(verts_px, 3 * F, tasks.count(), 0);
+    for (int64_t first = 0; first < B; first += finder.slice) {
+      tasks.first_image = first;
+      tasks.n_images = std::min(finder.slice, B - first);
+      finder.find(first, tasks.n_images);
+      zero_async(of_bands, tasks.count() * band_bytes, stream);
+      launches.run([&](const RowLaunch& rows, unsigned blocks) {
+        const auto kernel =
+            rows.index == 0 ? edge_backward_kernel<scalar_t, true> : edge_backward_kernel<scalar_t, false>;
+        kernel<<<blocks, kTaskThreads, 0, stream>>>(p, of_bands, tasks, rows, finder.contours, finder.bins());
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      });
+      if (!deterministic) continue;
+      const int64_t blocks = std::min((2 * V * tasks.n_images + kThreads - 1) / kThreads, kMaxGrid);
+      add_up_bands<scalar_t>
+          <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(of_bands, tasks, V, p.grad_verts);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
   });
   return grad_verts;
 }

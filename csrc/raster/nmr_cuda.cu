@@ -22,7 +22,7 @@ struct Pulls {
 };
 
 template <typename T>
-__global__ void list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t batch, uint8_t* visible) {
+__global__ void __launch_bounds__(kTaskThreads) list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t batch, uint8_t* visible) {
   const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
   const int lane = lane_of();
   for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {
@@ -41,11 +41,11 @@ __global__ void list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t
         excess = excess || (face >= 0 && g > 0);
         if (visible && face >= 0 && face < p.mesh.n_faces) visible[image * p.mesh.n_faces + face] = 1;
       }
-      const unsigned votes = __ballot_sync(0xffffffffu, missing);
-      if (missing) position[found + __popc(votes & ((1u << lane) - 1))] = static_cast<uint16_t>(d);
+      const unsigned votes = __ballot_sync(kAllLanes, missing);
+      if (missing) position[found + votes_before(votes)] = static_cast<uint16_t>(d);
       found += __popc(votes);
     }
-    const bool any_excess = __any_sync(0xffffffffu, excess);
+    const bool any_excess = __any_sync(kAllLanes, excess);
     if (lane == 0) {
       lines.n_missing[task] = found;
       lines.has_excess[task] = any_excess;
@@ -53,13 +53,14 @@ __global__ void list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t
   }
 }
 
-// dL/dm of the edge's two end points, negated; every lane holds a part.
+// dL/dm of the edge's two end points, negated; every thread of the team holds a part. Its warps share the lines, their
+// lanes the pixels of a line.
 template <typename T>
 __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t* index, const T* grad,
-                          const NmrScan<T>& s, int64_t face, T* pull) {
+                          const NmrScan<T>& s, int64_t face, Team team, T* pull) {
   const NmrEdge<T>& e = s.edge;
   T outwards[2] = {}, inwards[2] = {};
-  for (int line = e.first; line <= e.last; ++line) {
+  for (int line = e.first + team.warp; line <= e.last; line += team.warps) {
     const int64_t at_line = image * lines.count + line;
     const int missing = lines.n_missing[at_line];
     const bool has_excess = lines.has_excess[at_line];
@@ -91,31 +92,41 @@ __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t
   for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
 }
 
+// What FaceGradients asks for.
 template <typename T>
-__global__ void nmr_backward_kernel(NmrBackward<T> p, Pulls pulls, int64_t batch, T* grad_faces) {
-  const RasterMesh<T>& m = p.mesh;
-  const int64_t pixels = static_cast<int64_t>(m.height) * m.width;
-  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
-    if (!pulls.visible[task]) continue;
-    const int64_t image = task / m.n_faces, face = task % m.n_faces;
-    if (!has_vertices(m, face)) continue;  // a caller's own face_index can name any face
-    const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
+struct NmrGradient {
+  NmrBackward<T> p;
+  Pulls pulls;
+
+  struct Prepared {
+    NmrFace<T> face;
+    __device__ PixelBox pixels() const { return {face.x_low, face.x_high, face.y_low, face.y_high}; }
+  };
+
+  __device__ bool prepare(int64_t image, int64_t face, Prepared& prepared) const {
+    const RasterMesh<T>& m = p.mesh;
+    if (!pulls.visible[image * m.n_faces + face]) return false;
+    if (!has_vertices(m, face)) return false;  // a caller's own face_index can name any face
+    prepared.face = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
+    return true;
+  }
+
+  __device__ void add(int64_t image, int64_t face, const Prepared& prepared, Team team, T* part) const {
+    const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
     const int32_t* index = p.face_index + image * pixels;
     const T* grad = p.grad_mask + image * pixels;
-    T part[9] = {};
 #pragma unroll  // so that corners are addressed at compile time, in registers
     for (int scan = 0; scan < kNmrScans; ++scan) {
       NmrScan<T> s;
-      if (!nmr_scan(f, m, p.eps, scan, s)) continue;
+      if (!nmr_scan(prepared.face, p.mesh, p.eps, scan, s)) continue;
       T pull[2];
-      scan_edge(s.by_columns ? pulls.columns : pulls.rows, image, index, grad, s, face, pull);
+      scan_edge(s.by_columns ? pulls.columns : pulls.rows, image, index, grad, s, face, team, pull);
       const int axis = s.by_columns ? 1 : 0;
       part[3 * s.begin + axis] -= pull[0];
       part[3 * s.end + axis] -= pull[1];
     }
-    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
   }
-}
+};
 
 // The memory behind Pulls.
 struct PullTensors {
@@ -149,22 +160,19 @@ Tensor silhouette_nmr_backward_cuda(Tensor grad_mask, Tensor face_index, Tensor 
   PullTensors work(verts_px, B, H, W, F);
   Tensor grad_verts;
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    FaceGradients<scalar_t> out(verts_px, F, deterministic, stream);
-    grad_verts = out.grad_verts;
+    FaceGradients<scalar_t> out(mesh, deterministic, stream);
+    grad_verts = out.grad_verts();
     const NmrBackward<scalar_t> p = {mesh.mesh<scalar_t>(), static_cast<scalar_t>(eps),
                                      face_index.const_data_ptr<int32_t>(), grad_mask.const_data_ptr<scalar_t>(),
                                      out.verts()};
-    if (grad_verts.numel() == 0 || F == 0) return;
-    STD_CUDA_CHECK(cudaMemsetAsync(work.pulls.visible, 0, B * F, stream));
-    const int threads = kWarp * kWarpsPerBlock;
+    if (out.is_empty()) return;
+    zero_async(work.pulls.visible, B * F, stream);
     list_missing_pixels<scalar_t>
-        <<<warp_blocks(B * H), threads, 0, stream>>>(p, work.pulls.rows, B, work.pulls.visible);
+        <<<warp_blocks(B * H), kTaskThreads, 0, stream>>>(p, work.pulls.rows, B, work.pulls.visible);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    list_missing_pixels<scalar_t><<<warp_blocks(B * W), threads, 0, stream>>>(p, work.pulls.columns, B, nullptr);
+    list_missing_pixels<scalar_t><<<warp_blocks(B * W), kTaskThreads, 0, stream>>>(p, work.pulls.columns, B, nullptr);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    nmr_backward_kernel<scalar_t><<<warp_blocks(B * F), threads, 0, stream>>>(p, work.pulls, B, out.faces());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    out.finish(p.mesh, B, stream);
+    out.add_up(NmrGradient<scalar_t>{p, work.pulls});
   });
   return grad_verts;
 }

@@ -1,26 +1,31 @@
-// Rasterization on the GPU. Forward: a block owns a tile of 16 x 16 pixels, a thread one of them. The block walks
-// through all faces in chunks, keeps those whose bounding box meets the tile in shared memory, and every thread takes
-// the nearest. Nothing is written but results, each by one thread: deterministic without atomics on them.
+// Rasterization on the GPU. Forward: a thread a pixel, see tile_faces.h. Nothing is written but results, each by one
+// thread: deterministic without atomics on them. Backward: see face_gradients.h.
 #include "raster/face_gradients.h"
 #include "raster/raster_math.h"
 #include "raster/raster_tensors.h"
+#include "raster/tile_faces.h"
 
 namespace dhpe {
 namespace {
-
-constexpr int kTile = 16;
-constexpr int kTileThreads = kTile * kTile;
-constexpr int64_t kMaxImagesInGrid = 65535;  // gridDim.y; larger batches loop
 
 // Faces set up at a time: 27 KiB of shared memory for float, 25 for double.
 template <typename T>
 constexpr int kChunk = 1024 / static_cast<int>(sizeof(T));
 
+// What TileWalk asks for.
 template <typename T>
-struct SharedFaces {
-  Face<T> face[kChunk<T>];
-  int32_t id[kChunk<T>];
-  int count;
+struct RasterFaces {
+  using Face = dhpe::Face<T>;
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+
+  __device__ const T* verts(int64_t image) const { return mesh.verts_px + image * mesh.n_verts * 3; }
+  __device__ bool box(int64_t image, int64_t id, PixelBox& box) const {
+    return face_pixels(mesh, options.z_near, T(0), verts(image), id, box);
+  }
+  __device__ bool set_up(int64_t image, int64_t id, Face& f) const {
+    return setup_face(mesh, options, verts(image), id, f);
+  }
 };
 
 template <typename T>
@@ -29,44 +34,20 @@ struct Nearest {
   int32_t id;
 };
 
-// Collects the faces begin, begin + 1, ... of a chunk that may touch the tile. The order in which they arrive differs
-// from run to run, which the comparison by depth and id does not see.
+// Faces come in ascending order: a tie in depth stays with the lower index.
 template <typename T>
-__device__ void collect_faces(const RasterForward<T>& p, const T* verts, int64_t begin, int x0, int y0,
-                              SharedFaces<T>& shared) {
-  if (threadIdx.x == 0) shared.count = 0;
-  __syncthreads();
-  const int64_t id = begin + threadIdx.x;
-  if (threadIdx.x < kChunk<T> && id < p.mesh.n_faces) {
-    Face<T> f;
-    if (setup_face(p.mesh, p.options, verts, id, f) && f.x0 < x0 + kTile && f.x1 >= x0 && f.y0 < y0 + kTile &&
-        f.y1 >= y0) {
-      const int slot = atomicAdd(&shared.count, 1);
-      shared.face[slot] = f;
-      shared.id[slot] = static_cast<int32_t>(id);
-    }
-  }
-  __syncthreads();
-}
-
-template <typename T>
-__device__ void take_nearest(const SharedFaces<T>& shared, int x, int y, Nearest<T>& best) {
+__device__ void take_nearer(const Face<T>& f, int32_t id, int x, int y, Nearest<T>& best) {
+  if (x < f.x0 || x > f.x1 || y < f.y0 || y > f.y1) return;
   const T px = static_cast<T>(x) + T(0.5), py = static_cast<T>(y) + T(0.5);
-  for (int i = 0; i < shared.count; ++i) {
-    const Face<T>& f = shared.face[i];
-    if (x < f.x0 || x > f.x1 || y < f.y0 || y > f.y1) continue;
-    const T e0 = edge_value(edge_row(f, 0, py), f.dy[0], f.ax[0], px);
-    const T e1 = edge_value(edge_row(f, 1, py), f.dy[1], f.ax[1], px);
-    const T e2 = edge_value(edge_row(f, 2, py), f.dy[2], f.ax[2], px);
-    if (!is_inside(e0, e1, e2, f.tie[0], f.tie[1], f.tie[2])) continue;
-    const Pixel<T> q = interpolate(e0, e1, e2, f.inv_z, f.z);
-    const int32_t id = shared.id[i];
-    if (q.depth < best.depth || (q.depth == best.depth && id < best.id)) {
-      best.depth = q.depth;
-      best.id = id;
-      for (int k = 0; k < 3; ++k) best.bary[k] = q.bary[k];
-    }
-  }
+  const T e0 = edge_value(edge_row(f, 0, py), f.dy[0], f.ax[0], px);
+  const T e1 = edge_value(edge_row(f, 1, py), f.dy[1], f.ax[1], px);
+  const T e2 = edge_value(edge_row(f, 2, py), f.dy[2], f.ax[2], px);
+  if (!is_inside(e0, e1, e2, f.tie[0], f.tie[1], f.tie[2])) return;
+  const Pixel<T> q = interpolate(e0, e1, e2, f.inv_z, f.z);
+  if (!(q.depth < best.depth)) return;
+  best.depth = q.depth;
+  best.id = id;
+  for (int k = 0; k < 3; ++k) best.bary[k] = q.bary[k];
 }
 
 template <typename T>
@@ -79,57 +60,61 @@ __device__ void write_pixel(const RasterForward<T>& p, int64_t pixel, const Near
     for (int k = 0; k < 3; ++k) p.bary[3 * pixel + k] = covered ? best.bary[k] : T(0);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads) rasterize_kernel(RasterForward<T> p, int64_t batch, int tiles_x) {
-  __shared__ alignas(16) unsigned char shared_bytes[sizeof(SharedFaces<T>)];
-  SharedFaces<T>& shared = *reinterpret_cast<SharedFaces<T>*>(shared_bytes);
-  const RasterMesh<T>& m = p.mesh;
-  const int x0 = static_cast<int>(blockIdx.x) % tiles_x * kTile, y0 = static_cast<int>(blockIdx.x) / tiles_x * kTile;
-  const int x = x0 + threadIdx.x % kTile, y = y0 + threadIdx.x / kTile;
-  for (int64_t image = blockIdx.y; image < batch; image += gridDim.y) {
-    const T* verts = m.verts_px + image * m.n_verts * 3;
+template <typename T, bool kBinned>
+__global__ void __launch_bounds__(kTileThreads) rasterize_kernel(RasterForward<T> p, Bins bins, int64_t first_image,
+                                                                 int64_t end_image) {
+  using Walk = TileWalk<RasterFaces<T>, kChunk<T>>;
+  using Shared = typename Walk::Shared;
+  __shared__ Shared shared;
+  const RasterFaces<T> faces = {p.mesh, p.options};
+  Walk walk(faces, shared);
+  for (int64_t image = first_image + blockIdx.y; image < end_image; image += gridDim.y) {
     Nearest<T> best = {T(HUGE_VAL), {}, -1};
-    for (int64_t begin = 0; begin < m.n_faces; begin += kChunk<T>) {
-      collect_faces(p, verts, begin, x0, y0, shared);
-      take_nearest(shared, x, y, best);
-      __syncthreads();  // the next chunk overwrites the shared faces
-    }
-    if (x < m.width && y < m.height) write_pixel(p, (image * m.height + y) * m.width + x, best);
+    walk.template visit<kBinned>(image, bins, image - first_image, [&walk, &best](const Face<T>& f, int32_t id) {
+      take_nearer(f, id, walk.x, walk.y, best);
+    });
+    if (walk.is_in_image()) write_pixel(p, (image * p.mesh.height + walk.y) * p.mesh.width + walk.x, best);
   }
 }
 
-// One warp a face, over the pixels of its bounding box.
+// What FaceGradients asks for.
 template <typename T>
-__global__ void rasterize_backward_kernel(RasterBackward<T> p, int64_t batch, T* grad_faces) {
-  const RasterMesh<T>& m = p.mesh;
-  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
-    const int64_t image = task / m.n_faces, face = task % m.n_faces;
-    const T* verts = m.verts_px + image * m.n_verts * 3;
-    Face<T> f;
-    if (!setup_face(m, p.options, verts, face, f)) continue;
+struct RasterGradient {
+  RasterBackward<T> p;
+
+  struct Prepared {
+    Face<T> face;
+    __device__ PixelBox pixels() const { return {face.x0, face.x1, face.y0, face.y1}; }
+  };
+
+  __device__ const T* verts(int64_t image) const { return p.mesh.verts_px + image * p.mesh.n_verts * 3; }
+  __device__ bool prepare(int64_t image, int64_t face, Prepared& prepared) const {
+    return setup_face(p.mesh, p.options, verts(image), face, prepared.face);
+  }
+
+  __device__ void add(int64_t image, int64_t face, const Prepared& prepared, Team team, T* part) const {
+    const RasterMesh<T>& m = p.mesh;
+    const Face<T>& f = prepared.face;
     const T* v[3];
-    for (int k = 0; k < 3; ++k) v[k] = verts + 3 * static_cast<int64_t>(m.faces[3 * face + k]);
-    T part[9] = {};
-    const int64_t columns = f.x1 - f.x0 + 1, pixels = columns * (f.y1 - f.y0 + 1);
-    for (int64_t i = lane_of(); i < pixels; i += kWarp) {
-      const int x = f.x0 + static_cast<int>(i % columns), y = f.y0 + static_cast<int>(i / columns);
+    for (int k = 0; k < 3; ++k) v[k] = verts(image) + 3 * static_cast<int64_t>(m.faces[3 * face + k]);
+    const int columns = f.x1 - f.x0 + 1, n_pixels = columns * (f.y1 - f.y0 + 1);
+    for (int i = team.thread(); i < n_pixels; i += team.threads()) {
+      const int x = f.x0 + i % columns, y = f.y0 + i / columns;
       const int64_t pixel = (image * m.height + y) * m.width + x;
       if (p.face_index[pixel] != face) continue;
       interpolate_backward(f, p.options.perspective, v[0], v[1], v[2], static_cast<T>(x) + T(0.5),
                            static_cast<T>(y) + T(0.5), p.grad_bary + 3 * pixel, p.grad_depth[pixel], part);
     }
-    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
   }
-}
+};
 
 template <typename T>
-void draw(const RasterForward<T>& p, int64_t batch, cudaStream_t stream) {
-  if (batch == 0) return;
-  const int tiles_x = (p.mesh.width + kTile - 1) / kTile, tiles_y = (p.mesh.height + kTile - 1) / kTile;
-  const dim3 grid(static_cast<unsigned>(tiles_x) * tiles_y,
-                  static_cast<unsigned>(batch < kMaxImagesInGrid ? batch : kMaxImagesInGrid));
-  rasterize_kernel<T><<<grid, kTileThreads, 0, stream>>>(p, batch, tiles_x);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+void draw(const RasterForward<T>& p, const Tensor& like, int64_t batch, cudaStream_t stream) {
+  const auto launch = [&](auto is_binned, dim3 grid, const Bins& bins, int64_t first_image, int64_t end_image) {
+    rasterize_kernel<T, is_binned()><<<grid, kTileThreads, 0, stream>>>(p, bins, first_image, end_image);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  for_tiles(RasterFaces<T>{p.mesh, p.options}, like, batch, stream, launch);
 }
 
 std::tuple<Tensor, Tensor, Tensor> rasterize_cuda(Tensor verts_px, Tensor faces, int64_t height, int64_t width,
@@ -147,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> rasterize_cuda(Tensor verts_px, Tensor faces,
                                        bary.mutable_data_ptr<scalar_t>(),
                                        depth.mutable_data_ptr<scalar_t>(),
                                        nullptr};
-    draw(p, B, current_stream(verts_px));
+    draw(p, verts_px, B, current_stream(verts_px));
   });
   return {bary, depth, face_index};
 }
@@ -168,7 +153,7 @@ std::tuple<Tensor, Tensor> silhouette_nmr_cuda(Tensor verts_px, Tensor faces, in
         nullptr,
         nullptr,
         mask.mutable_data_ptr<scalar_t>()};
-    draw(p, B, current_stream(verts_px));
+    draw(p, verts_px, B, current_stream(verts_px));
   });
   return {mask, face_index};
 }
@@ -188,8 +173,8 @@ Tensor rasterize_backward_cuda(Tensor grad_bary, Tensor grad_depth, Tensor face_
   const cudaStream_t stream = current_stream(verts_px);
   Tensor grad_verts;
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    FaceGradients<scalar_t> out(verts_px, mesh.faces.size(0), deterministic, stream);
-    grad_verts = out.grad_verts;
+    FaceGradients<scalar_t> out(mesh, deterministic, stream);
+    grad_verts = out.grad_verts();
     const RasterBackward<scalar_t> p = {
         mesh.mesh<scalar_t>(),
         raster_options<scalar_t>("_rasterize_backward", perspective, z_near, cull_backfaces),
@@ -197,11 +182,7 @@ Tensor rasterize_backward_cuda(Tensor grad_bary, Tensor grad_depth, Tensor face_
         grad_bary.const_data_ptr<scalar_t>(),
         grad_depth.const_data_ptr<scalar_t>(),
         out.verts()};
-    if (grad_verts.numel() == 0 || p.mesh.n_faces == 0) return;
-    rasterize_backward_kernel<scalar_t>
-        <<<warp_blocks(B * p.mesh.n_faces), kWarp * kWarpsPerBlock, 0, stream>>>(p, B, out.faces());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    out.finish(p.mesh, B, stream);
+    if (!out.is_empty()) out.add_up(RasterGradient<scalar_t>{p});
   });
   return grad_verts;
 }

@@ -51,6 +51,29 @@ DHPE_HD void pixel_range(T low, T high, int size, int& first, int& last) {
   last = end < T(size - 1) ? (end > T(-1) ? static_cast<int>(end) : -1) : size - 1;
 }
 
+// First and last pixels, inclusive.
+struct PixelBox {
+  int x0, x1, y0, y1;
+};
+
+// A first look at face `id`, cheap enough to be taken in vain: the pixels that setup_face (margin 0) finds, but faces
+// of no area or with their back to the camera are not told apart.
+template <typename T>
+DHPE_HD bool face_pixels(const RasterMesh<T>& m, T z_near, T margin, const T* verts, int64_t id, PixelBox& box) {
+  const T* v[3];
+  for (int k = 0; k < 3; ++k) {
+    const int32_t vertex = m.faces[3 * id + k];
+    if (vertex < 0 || vertex >= m.n_verts) return false;
+    v[k] = verts + 3 * static_cast<int64_t>(vertex);
+    if (!is_drawable(v[k], z_near)) return false;
+  }
+  pixel_range(min3(v[0][1], v[1][1], v[2][1]) - margin, max3(v[0][1], v[1][1], v[2][1]) + margin, m.height, box.y0,
+              box.y1);
+  pixel_range(min3(v[0][0], v[1][0], v[2][0]) - margin, max3(v[0][0], v[1][0], v[2][0]) + margin, m.width, box.x0,
+              box.x1);
+  return box.x0 <= box.x1 && box.y0 <= box.y1;
+}
+
 // Fills `f` and returns true if face `id` can draw a pixel. An id out of range draws nothing.
 template <typename T>
 DHPE_HD bool setup_face(const RasterMesh<T>& m, const RasterOptions<T>& o, const T* verts, int64_t id, Face<T>& f) {

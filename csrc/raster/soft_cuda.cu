@@ -1,111 +1,104 @@
-// The "soft" silhouette on the GPU. Forward: a block owns a tile of 16 x 16 pixels, a thread one of them, and the block
-// walks through the faces that reach the tile in ascending order. Backward: a warp a face, over the pixels in its
-// reach.
+// The "soft" silhouette on the GPU. Forward: a thread a pixel, which multiplies up what the faces within reach leave of
+// it, in ascending order; see tile_faces.h. Backward: see face_gradients.h.
 #include "raster/face_gradients.h"
 #include "raster/raster_tensors.h"
 #include "raster/soft_math.h"
+#include "raster/tile_faces.h"
 
 namespace dhpe {
 namespace {
-
-constexpr int kTile = 16;
-constexpr int kTileThreads = kTile * kTile;
-constexpr int kTileWarps = kTileThreads / kWarp;
-constexpr int64_t kMaxImagesInGrid = 65535;  // gridDim.y; larger batches loop
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Faces set up at a time: 22 KiB of shared memory.
 template <typename T>
 constexpr int kChunk = 1024 / static_cast<int>(sizeof(T));
 
+// What TileWalk asks for.
 template <typename T>
-struct SharedFaces {
-  SoftFace<T> face[kChunk<T>];
-  int warp_counts[kTileWarps];
+struct SoftFaces {
+  using Face = SoftFace<T>;
+  RasterMesh<T> mesh;
+  RasterOptions<T> options;
+  T sigma;
+
+  __device__ const T* verts(int64_t image) const { return mesh.verts_px + image * mesh.n_verts * 3; }
+  __device__ bool box(int64_t image, int64_t id, PixelBox& box) const {
+    return face_pixels(mesh, options.z_near, std::sqrt(kSoftReach<T> * sigma), verts(image), id, box);
+  }
+  __device__ bool set_up(int64_t image, int64_t id, Face& f) const {
+    return setup_soft_face(mesh, options, sigma, verts(image), id, f);
+  }
 };
 
-// Keeps those of the faces begin, begin + 1, ... that reach the tile, in this order; returns their number.
 template <typename T>
-__device__ int collect_faces(const SoftForward<T>& p, const T* verts, int64_t begin, int x0, int y0,
-                             SharedFaces<T>& shared) {
-  const int64_t id = begin + threadIdx.x;
-  const int lane = lane_of(), warp = threadIdx.x / kWarp;
-  SoftFace<T> f;
-  bool reaches =
-      threadIdx.x < kChunk<T> && id < p.mesh.n_faces && setup_soft_face(p.mesh, p.options, p.sigma, verts, id, f);
-  reaches = reaches && f.x0 < x0 + kTile && f.x1 >= x0 && f.y0 < y0 + kTile && f.y1 >= y0;
-  const unsigned votes = __ballot_sync(kAllLanes, reaches);
-  if (lane == 0) shared.warp_counts[warp] = __popc(votes);
-  __syncthreads();
-  int before = __popc(votes & ((1u << lane) - 1)), found = 0;
-  for (int w = 0; w < kTileWarps; ++w) {
-    if (w < warp) before += shared.warp_counts[w];
-    found += shared.warp_counts[w];
-  }
-  if (reaches) shared.face[before] = f;
-  __syncthreads();
-  return found;
+__device__ void miss_face(const SoftFace<T>& f, int x, int y, T& missed) {
+  if (x < f.x0 || x > f.x1 || y < f.y0 || y > f.y1) return;
+  const SoftPixel<T> q = soft_pixel(f, static_cast<T>(x) + T(0.5), static_cast<T>(y) + T(0.5));
+  if (!soft_reaches(f, q)) return;
+  missed /= std::exp(soft_z(f, q)) + T(1);
+  if (missed < kSoftNothing<T>) missed = 0;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads) soft_forward_kernel(SoftForward<T> p, int64_t batch, int tiles_x) {
-  __shared__ alignas(16) unsigned char shared_bytes[sizeof(SharedFaces<T>)];
-  SharedFaces<T>& shared = *reinterpret_cast<SharedFaces<T>*>(shared_bytes);
-  const RasterMesh<T>& m = p.mesh;
-  const int x0 = static_cast<int>(blockIdx.x) % tiles_x * kTile, y0 = static_cast<int>(blockIdx.x) / tiles_x * kTile;
-  const int x = x0 + threadIdx.x % kTile, y = y0 + threadIdx.x / kTile;
-  const T px = static_cast<T>(x) + T(0.5), py = static_cast<T>(y) + T(0.5);
-  for (int64_t image = blockIdx.y; image < batch; image += gridDim.y) {
-    const T* verts = m.verts_px + image * m.n_verts * 3;
+template <typename T, bool kBinned>
+__global__ void __launch_bounds__(kTileThreads) soft_forward_kernel(SoftForward<T> p, Bins bins, int64_t first_image,
+                                                                    int64_t end_image) {
+  using Walk = TileWalk<SoftFaces<T>, kChunk<T>>;
+  using Shared = typename Walk::Shared;
+  __shared__ Shared shared;
+  const SoftFaces<T> faces = {p.mesh, p.options, p.sigma};
+  Walk walk(faces, shared);
+  for (int64_t image = first_image + blockIdx.y; image < end_image; image += gridDim.y) {
     T missed = 1;
-    for (int64_t begin = 0; begin < m.n_faces; begin += kChunk<T>) {
-      const int found = collect_faces(p, verts, begin, x0, y0, shared);
-      for (int i = 0; i < found; ++i) {
-        const SoftFace<T>& f = shared.face[i];
-        if (x < f.x0 || x > f.x1 || y < f.y0 || y > f.y1) continue;
-        const SoftPixel<T> q = soft_pixel(f, px, py);
-        if (!soft_reaches(f, q)) continue;
-        missed /= std::exp(soft_z(f, q)) + T(1);
-        if (missed < kSoftNothing<T>) missed = 0;
-      }
-      __syncthreads();  // the next chunk overwrites the shared faces
-    }
-    if (x >= m.width || y >= m.height) continue;
-    const int64_t pixel = (image * m.height + y) * m.width + x;
+    walk.template visit<kBinned>(image, bins, image - first_image, [&walk, &missed](const SoftFace<T>& f, int32_t) {
+      miss_face(f, walk.x, walk.y, missed);
+    });
+    if (!walk.is_in_image()) continue;
+    const int64_t pixel = (image * p.mesh.height + walk.y) * p.mesh.width + walk.x;
     p.missed[pixel] = missed;
     p.mask[pixel] = T(1) - missed;
   }
 }
 
+// What FaceGradients asks for.
 template <typename T>
-__global__ void soft_backward_kernel(SoftBackward<T> p, int64_t batch, T* grad_faces) {
-  const RasterMesh<T>& m = p.mesh;
-  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
-    const int64_t image = task / m.n_faces, face = task % m.n_faces;
-    SoftFace<T> f;
-    if (!setup_soft_face(m, p.options, p.sigma, m.verts_px + image * m.n_verts * 3, face, f)) continue;
-    T part[9] = {};
-    const int64_t columns = f.x1 - f.x0 + 1, pixels = columns * (f.y1 - f.y0 + 1);
-    for (int64_t i = lane_of(); i < pixels; i += kWarp) {
-      const int x = f.x0 + static_cast<int>(i % columns), y = f.y0 + static_cast<int>(i / columns);
-      const int64_t pixel = (image * m.height + y) * m.width + x;
+struct SoftGradient {
+  SoftBackward<T> p;
+
+  struct Prepared {
+    SoftFace<T> face;
+    __device__ PixelBox pixels() const { return {face.x0, face.x1, face.y0, face.y1}; }
+  };
+
+  __device__ bool prepare(int64_t image, int64_t face, Prepared& prepared) const {
+    const T* verts = p.mesh.verts_px + image * p.mesh.n_verts * 3;
+    return setup_soft_face(p.mesh, p.options, p.sigma, verts, face, prepared.face);
+  }
+
+  __device__ void add(int64_t image, int64_t, const Prepared& prepared, Team team, T* part) const {
+    const SoftFace<T>& f = prepared.face;
+    const int columns = f.x1 - f.x0 + 1, n_pixels = columns * (f.y1 - f.y0 + 1);
+    for (int i = team.thread(); i < n_pixels; i += team.threads()) {
+      const int x = f.x0 + i % columns, y = f.y0 + i / columns;
+      const int64_t pixel = (image * p.mesh.height + y) * p.mesh.width + x;
       const T weight = p.missed[pixel] * p.grad_mask[pixel];
       if (weight == 0) continue;
       const SoftPixel<T> q = soft_pixel(f, static_cast<T>(x) + T(0.5), static_cast<T>(y) + T(0.5));
       if (!soft_reaches(f, q)) continue;
       const T e = std::exp(soft_z(f, q));
-      const T g = weight * (e / (e + T(1))) * q.sign * (2 * f.inv_sigma);  // see face_gradient in soft_simd.cpp
-      const int k = q.edge[0].square == q.square ? 0 : q.edge[1].square == q.square ? 1 : 2;
-      const int next = k == 2 ? 0 : k + 1;
-      const T gx = g * q.edge[k].qx, gy = g * q.edge[k].qy, t = q.edge[k].t;
-      part[3 * k] -= gx * (T(1) - t);
-      part[3 * k + 1] -= gy * (T(1) - t);
-      part[3 * next] -= gx * t;
-      part[3 * next + 1] -= gy * t;
+      T g = weight * (e / (e + T(1))) * q.sign * (2 * f.inv_sigma);  // see face_gradient in soft_simd.cpp
+#pragma unroll  // so that corners are addressed at compile time, in registers
+      for (int k = 0; k < 3; ++k) {
+        if (q.edge[k].square != q.square) continue;
+        const int next = k == 2 ? 0 : k + 1;
+        const T gx = g * q.edge[k].qx, gy = g * q.edge[k].qy, t = q.edge[k].t;
+        part[3 * k] -= gx * (T(1) - t);
+        part[3 * k + 1] -= gy * (T(1) - t);
+        part[3 * next] -= gx * t;
+        part[3 * next + 1] -= gy * t;
+        g = 0;  // the first of the nearest edges has taken it
+      }
     }
-    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
   }
-}
+};
 
 std::tuple<Tensor, Tensor> silhouette_soft_cuda(Tensor verts_px, Tensor faces, int64_t height, int64_t width,
                                                 std::optional<double> z_near, bool fill_back, double sigma) {
@@ -119,12 +112,11 @@ std::tuple<Tensor, Tensor> silhouette_soft_cuda(Tensor verts_px, Tensor faces, i
         mesh.mesh<scalar_t>(), raster_options<scalar_t>("silhouette_soft", z_near.has_value(), z_near, !fill_back),
         soft_sigma<scalar_t>("silhouette_soft", sigma), mask.mutable_data_ptr<scalar_t>(),
         missed.mutable_data_ptr<scalar_t>()};
-    if (B == 0) return;
-    const int tiles_x = (p.mesh.width + kTile - 1) / kTile, tiles_y = (p.mesh.height + kTile - 1) / kTile;
-    const dim3 grid(static_cast<unsigned>(tiles_x) * tiles_y,
-                    static_cast<unsigned>(B < kMaxImagesInGrid ? B : kMaxImagesInGrid));
-    soft_forward_kernel<scalar_t><<<grid, kTileThreads, 0, stream>>>(p, B, tiles_x);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const auto launch = [&](auto is_binned, dim3 grid, const Bins& bins, int64_t first_image, int64_t end_image) {
+      soft_forward_kernel<scalar_t, is_binned()><<<grid, kTileThreads, 0, stream>>>(p, bins, first_image, end_image);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    };
+    for_tiles(SoftFaces<scalar_t>{p.mesh, p.options, p.sigma}, verts_px, B, stream, launch);
   });
   return {mask, missed};
 }
@@ -133,7 +125,7 @@ Tensor silhouette_soft_backward_cuda(Tensor grad_mask, Tensor missed, Tensor ver
                                      std::optional<double> z_near, bool fill_back, double sigma, bool deterministic) {
   const char* op = "_silhouette_soft_backward";
   const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
-  const int64_t B = verts_px.size(0), F = mesh.faces.size(0);
+  const int64_t B = verts_px.size(0);
   check_tensor(op, "grad_mask", grad_mask, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   check_tensor(op, "missed", missed, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());
@@ -142,18 +134,15 @@ Tensor silhouette_soft_backward_cuda(Tensor grad_mask, Tensor missed, Tensor ver
   const cudaStream_t stream = current_stream(verts_px);
   Tensor grad_verts;
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    FaceGradients<scalar_t> out(verts_px, F, deterministic, stream);
-    grad_verts = out.grad_verts;
+    FaceGradients<scalar_t> out(mesh, deterministic, stream);
+    grad_verts = out.grad_verts();
     const SoftBackward<scalar_t> p = {mesh.mesh<scalar_t>(),
                                       raster_options<scalar_t>(op, z_near.has_value(), z_near, !fill_back),
                                       soft_sigma<scalar_t>(op, sigma),
                                       missed.const_data_ptr<scalar_t>(),
                                       grad_mask.const_data_ptr<scalar_t>(),
                                       out.verts()};
-    if (grad_verts.numel() == 0 || F == 0) return;
-    soft_backward_kernel<scalar_t><<<warp_blocks(B * F), kWarp * kWarpsPerBlock, 0, stream>>>(p, B, out.faces());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    out.finish(p.mesh, B, stream);
+    if (!out.is_empty()) out.add_up(SoftGradient<scalar_t>{p});
   });
   return grad_verts;
 }

@@ -16,7 +16,7 @@ struct ScanLines {
 };
 
 template <typename T>
-__global__ void find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t batch, uint8_t* visible) {
+__global__ void __launch_bounds__(kTaskThreads) find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t batch, uint8_t* visible) {
   const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
   for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {
     const int64_t image = task / lines.count, from = image * pixels + task % lines.count * lines.line_step;
@@ -32,8 +32,8 @@ __global__ void find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t
       last = d;
     }
     for (int step = kWarp / 2; step > 0; step /= 2) {
-      const int other_first = __shfl_xor_sync(0xffffffffu, first, step);
-      const int other_last = __shfl_xor_sync(0xffffffffu, last, step);
+      const int other_first = __shfl_xor_sync(kAllLanes, first, step);
+      const int other_last = __shfl_xor_sync(kAllLanes, last, step);
       if (first > other_first) first = other_first;
       if (last < other_last) last = other_last;
     }
@@ -53,14 +53,15 @@ __device__ T delta(const VisibilityBackward<T>& p, int64_t d, int64_t r) {
   return sum;
 }
 
-// dL/dm of the edge's two end points, negated; every lane holds a part.
+// dL/dm of the edge's two end points, negated; every thread of the team holds a part. Its warps share the lines, their
+// lanes the pixels of a line.
 template <typename T>
 __device__ void scan_visibility(const VisibilityBackward<T>& p, const ScanLines& lines, const NmrScan<T>& s,
-                                int64_t image, int64_t face, T* pull) {
+                                int64_t image, int64_t face, Team team, T* pull) {
   const NmrEdge<T>& e = s.edge;
   const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
   T outwards[2] = {}, inwards[2] = {};
-  for (int line = e.first; line <= e.last; ++line) {
+  for (int line = e.first + team.warp; line <= e.last; line += team.warps) {
     const int first = lines.first[image * lines.count + line], last = lines.last[image * lines.count + line];
     NmrCrossing<T> x;
     if (first > last || !nmr_crossing(e, line, lines.size, x)) continue;
@@ -85,29 +86,38 @@ __device__ void scan_visibility(const VisibilityBackward<T>& p, const ScanLines&
   for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
 }
 
+// What FaceGradients asks for.
 template <typename T>
-__global__ void visibility_backward_kernel(VisibilityBackward<T> p, ScanLines rows, ScanLines columns,
-                                           const uint8_t* visible, int64_t batch, T* grad_faces) {
-  const RasterMesh<T>& m = p.mesh;
-  for (int64_t task = first_task(); task < batch * m.n_faces; task += task_step()) {
-    if (!visible[task]) continue;
-    const int64_t image = task / m.n_faces, face = task % m.n_faces;
-    if (!has_vertices(m, face)) continue;
-    const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
-    T part[9] = {};
+struct VisibilityGradient {
+  VisibilityBackward<T> p;
+  ScanLines rows, columns;
+  const uint8_t* visible;  // (B, F)
+
+  struct Prepared {
+    NmrFace<T> face;
+    __device__ PixelBox pixels() const { return {face.x_low, face.x_high, face.y_low, face.y_high}; }
+  };
+
+  __device__ bool prepare(int64_t image, int64_t face, Prepared& prepared) const {
+    const RasterMesh<T>& m = p.mesh;
+    if (!visible[image * m.n_faces + face] || !has_vertices(m, face)) return false;
+    prepared.face = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
+    return true;
+  }
+
+  __device__ void add(int64_t image, int64_t face, const Prepared& prepared, Team team, T* part) const {
 #pragma unroll  // so that corners are addressed at compile time, in registers
     for (int scan = 0; scan < kNmrScans; ++scan) {
       NmrScan<T> s;
-      if (!nmr_scan(f, m, p.eps, scan, s)) continue;
+      if (!nmr_scan(prepared.face, p.mesh, p.eps, scan, s)) continue;
       T pull[2];
-      scan_visibility(p, s.by_columns ? columns : rows, s, image, face, pull);
+      scan_visibility(p, s.by_columns ? columns : rows, s, image, face, team, pull);
       const int axis = s.by_columns ? 1 : 0;
       part[3 * s.begin + axis] -= pull[0];
       part[3 * s.end + axis] -= pull[1];
     }
-    put_face_gradient(m, image, face, part, grad_faces, p.grad_verts);
   }
-}
+};
 
 Tensor visibility_backward_cuda(Tensor grad, Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
                                 bool deterministic) {
@@ -124,20 +134,16 @@ Tensor visibility_backward_cuda(Tensor grad, Tensor image, Tensor face_index, Te
   const ScanLines columns = {w, h, 1, W, end + 2 * B * H, end + 2 * B * H + B * W};
   Tensor grad_verts;
   DHPE_DISPATCH_FLOATING(verts_px, [&] {
-    FaceGradients<scalar_t> out(verts_px, F, deterministic, stream);
-    grad_verts = out.grad_verts;
-    if (grad_verts.numel() == 0 || F == 0) return;
+    FaceGradients<scalar_t> out(in.mesh, deterministic, stream);
+    grad_verts = out.grad_verts();
+    if (out.is_empty()) return;
     const auto p = in.arguments<scalar_t>(eps, out.verts());
-    STD_CUDA_CHECK(cudaMemsetAsync(visible, 0, B * F, stream));
-    const int threads = kWarp * kWarpsPerBlock;
-    find_gradients<scalar_t><<<warp_blocks(B * H), threads, 0, stream>>>(p, rows, B, visible);
+    zero_async(visible, B * F, stream);
+    find_gradients<scalar_t><<<warp_blocks(B * H), kTaskThreads, 0, stream>>>(p, rows, B, visible);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    find_gradients<scalar_t><<<warp_blocks(B * W), threads, 0, stream>>>(p, columns, B, nullptr);
+    find_gradients<scalar_t><<<warp_blocks(B * W), kTaskThreads, 0, stream>>>(p, columns, B, nullptr);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    visibility_backward_kernel<scalar_t>
-        <<<warp_blocks(B * F), threads, 0, stream>>>(p, rows, columns, visible, B, out.faces());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    out.finish(p.mesh, B, stream);
+    out.add_up(VisibilityGradient<scalar_t>{p, rows, columns, visible});
   });
   return grad_verts;
 }
