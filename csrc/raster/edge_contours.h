@@ -47,8 +47,8 @@ struct Contours {
 
 __device__ inline int64_t next_half_edge(int64_t h) { return h % 3 == 2 ? h - 2 : h + 1; }
 
-__global__ void __launch_bounds__(kThreads) join_half_edges(const int32_t* faces, int64_t n_half_edges, int64_t n_verts,
-                                                            EdgeTable t) {
+__global__ void __launch_bounds__(kThreads)
+    join_half_edges(const int32_t* faces, int64_t n_half_edges, int64_t n_verts, EdgeTable t) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t h = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; h < n_half_edges; h += step) {
     const int32_t a = faces[h], b = faces[next_half_edge(h)];
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) join_half_edges(const int32_t* faces
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) balance_edges(RasterMesh<T> m, RasterOptions<T> o, EdgeTable t, Contours c,
-                                                          int64_t first_image, int64_t n_images) {
+__global__ void __launch_bounds__(kThreads)
+    balance_edges(RasterMesh<T> m, RasterOptions<T> o, EdgeTable t, Contours c, int64_t first_image, int64_t n_images) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n_images * m.n_faces; i += step) {
     const int64_t slot = i / m.n_faces, face = i % m.n_faces;
@@ -96,8 +96,8 @@ __device__ bool find_contour(const RasterMesh<T>& m, const EdgeTable& t, const C
 
 // A block a chunk.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) count_contours(RasterMesh<T> m, EdgeTable t, Contours c,
-                                                           int64_t first_image, int64_t n_images) {
+__global__ void __launch_bounds__(kThreads)
+    count_contours(RasterMesh<T> m, EdgeTable t, Contours c, int64_t first_image, int64_t n_images) {
   __shared__ int warp_sums[2][kThreads / kWarp];
   int rounds = 0;
   for (int64_t task = blockIdx.x; task < n_images * c.chunks; task += gridDim.x) {
@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kThreads) count_contours(RasterMesh<T> m, Edge
 
 // A block a chunk.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) list_contours(RasterMesh<T> m, EdgeTable t, Contours c, int64_t first_image,
-                                                          int64_t n_images) {
+__global__ void __launch_bounds__(kThreads)
+    list_contours(RasterMesh<T> m, EdgeTable t, Contours c, int64_t first_image, int64_t n_images) {
   __shared__ int warp_sums[2][kThreads / kWarp];
   int rounds = 0;
   for (int64_t task = blockIdx.x; task < n_images * c.chunks; task += gridDim.x) {
@@ -197,7 +197,7 @@ class ContourFinder {
   void find(int64_t first_image, int64_t n_images) {
     zero_async(contours.balance, 4 * n_images * table_.slots(), stream_);
     balance_edges<T><<<blocks_for(n_images * mesh_.n_faces), kThreads, 0, stream_>>>(mesh_, options_, table_, contours,
-                                                                                    first_image, n_images);
+                                                                                     first_image, n_images);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     const unsigned blocks = blocks_for(n_images * contours.chunks * kThreads);
     count_contours<T><<<blocks, kThreads, 0, stream_>>>(mesh_, table_, contours, first_image, n_images);

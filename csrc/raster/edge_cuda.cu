@@ -1,7 +1,7 @@
-// The "edge" silhouette on the GPU. A warp a row gathers the contour edges that meet it (see edge_contours.h); its first
-// lane sweeps them, all lanes write the row. Nothing depends on the order in which threads run but sums of gradients,
-// and with `deterministic` those neither: warps take bands of rows, each with gradients of its own, which are then added
-// up in order.
+// The "edge" silhouette on the GPU. A warp a row gathers the contour edges that meet it (see edge_contours.h); its
+// first lane sweeps them, all lanes write the row. Nothing depends on the order in which threads run but sums of
+// gradients, and with `deterministic` those neither: warps take bands of rows, each with gradients of its own, which
+// are then added up in order.
 //
 // A row works in shared memory if it has up to kSharedPieces edges. Others are left to a second and a third launch,
 // which have memory for more edges and the fewer warps the more each needs: rows of a hand have some 30 edges.
@@ -15,10 +15,10 @@ namespace {
 constexpr int kSharedPieces = 64;
 constexpr int kSharedWidth = 255;  // images no wider keep the coverage of a row in shared memory
 constexpr int64_t kMidPieces = 1024;
-constexpr int64_t kMaxMidPieces = 8192;             // a mesh with fewer half-edges needs no third launch
-constexpr int64_t kScratchBytes = 64 << 20;         // of a launch; one warp has what it needs in any case
-constexpr int64_t kBandBytes = 64 << 20;            // gradients of bands
-constexpr int64_t kWantedTasks = 2048;              // bands of all images: enough for an H100, no more to be added up
+constexpr int64_t kMaxMidPieces = 8192;      // a mesh with fewer half-edges needs no third launch
+constexpr int64_t kScratchBytes = 64 << 20;  // of a launch; one warp has what it needs in any case
+constexpr int64_t kBandBytes = 64 << 20;     // gradients of bands
+constexpr int64_t kWantedTasks = 2048;       // bands of all images: enough for an H100, no more to be added up
 constexpr int kPieceBytes = sizeof(Piece) + sizeof(int32_t);
 
 // Rows in bands, each a warp's task. `slot` is an image's place in the slice.
@@ -160,8 +160,8 @@ __device__ void write_row(const RowMemory& memory, int count, int width, T* mask
 }
 
 template <typename T, bool kShared>
-__global__ void __launch_bounds__(kTaskThreads) edge_forward_kernel(EdgeForward<T> p, RowTasks tasks, RowLaunch launch,
-                                                                    Contours contours, Bins bins) {
+__global__ void __launch_bounds__(kTaskThreads)
+    edge_forward_kernel(EdgeForward<T> p, RowTasks tasks, RowLaunch launch, Contours contours, Bins bins) {
   __shared__ double coverage[kWarpsPerBlock][2 * (kSharedWidth + 1)];
   __shared__ Piece pieces[kWarpsPerBlock][kShared ? kSharedPieces : 1];
   __shared__ int32_t order[kWarpsPerBlock][kShared ? kSharedPieces : 1];
@@ -198,9 +198,9 @@ struct AddToVertices {
 };
 
 template <typename T, bool kShared>
-__global__ void __launch_bounds__(kTaskThreads) edge_backward_kernel(EdgeBackward<T> p, double* of_bands,
-                                                                     RowTasks tasks, RowLaunch launch,
-                                                                     Contours contours, Bins bins) {
+__global__ void __launch_bounds__(kTaskThreads)
+    edge_backward_kernel(EdgeBackward<T> p, double* of_bands, RowTasks tasks, RowLaunch launch, Contours contours,
+                         Bins bins) {
   __shared__ Piece pieces[kWarpsPerBlock][kShared ? kSharedPieces : 1];
   __shared__ int32_t order[kWarpsPerBlock][kShared ? kSharedPieces : 1];
   const int warp = threadIdx.x / kWarp;
@@ -211,17 +211,16 @@ __global__ void __launch_bounds__(kTaskThreads) edge_backward_kernel(EdgeBackwar
     const int64_t image = tasks.first_image + slot;
     const AddToVertices<T> add = {p.grad_verts + image * V * 3,
                                   of_bands ? of_bands + (slot * tasks.bands + band) * V * 2 : nullptr};
-    GradientSink<T, AddToVertices<T>> sink = {contours.list(slot),
-                                              p.grad_mask + (image * tasks.height + row) * tasks.width, row,
-                                              tasks.width, add};
+    GradientSink<T, AddToVertices<T>> sink = {
+        contours.list(slot), p.grad_mask + (image * tasks.height + row) * tasks.width, row, tasks.width, add};
     sweep_row(memory.pieces, count, memory.order, sink);
   };
   for_rows(tasks, launch, contours, bins, memory, visit);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) add_up_bands(const double* of_bands, RowTasks tasks, int64_t n_verts,
-                                                         T* grad_verts) {
+__global__ void __launch_bounds__(kThreads)
+    add_up_bands(const double* of_bands, RowTasks tasks, int64_t n_verts, T* grad_verts) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, values = 2 * n_verts;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < tasks.n_images * values; i += step) {
     const int64_t slot = i / values, value = i % values;
@@ -348,8 +347,7 @@ Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor f
       });
       if (!deterministic) continue;
       const int64_t blocks = std::min((2 * V * tasks.n_images + kThreads - 1) / kThreads, kMaxGrid);
-      add_up_bands<scalar_t>
-          <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(of_bands, tasks, V, p.grad_verts);
+      add_up_bands<scalar_t><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(of_bands, tasks, V, p.grad_verts);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
   });

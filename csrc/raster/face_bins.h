@@ -70,8 +70,8 @@ __device__ inline uint32_t keep_touching(const Bins& bins, int64_t slot, int64_t
 
 // `Items` has count(image) and, for item < count, box(image, item, PixelBox&), false where the item touches nothing.
 template <typename Items>
-__global__ void __launch_bounds__(kTaskThreads) fill_bins(Items items, Bins bins, int64_t first_image,
-                                                          int64_t n_images) {
+__global__ void __launch_bounds__(kTaskThreads)
+    fill_bins(Items items, Bins bins, int64_t first_image, int64_t n_images) {
   const int64_t words = bins.n_pages * kWarp;
   for (int64_t task = first_task(); task < n_images * words; task += task_step()) {
     const int64_t slot = task / words, word = task % words, image = first_image + slot;
@@ -136,8 +136,8 @@ struct BinTensors {
   void fill(const Items& items, int64_t first_image, int64_t n_images, cudaStream_t stream) {
     const int64_t summary_words = n_images * bins.count() * bins.n_pages;
     zero_async(bins.summary, summary_words * static_cast<int64_t>(sizeof(uint32_t)), stream);
-    fill_bins<Items><<<warp_blocks(n_images * bins.n_pages * kWarp), kTaskThreads, 0, stream>>>(items, bins,
-                                                                                              first_image, n_images);
+    fill_bins<Items>
+        <<<warp_blocks(n_images * bins.n_pages * kWarp), kTaskThreads, 0, stream>>>(items, bins, first_image, n_images);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };

@@ -84,8 +84,8 @@ __device__ T sum_of_own_value(const T* part) {
 // A `Body` has mesh; Prepared, which has pixels(); prepare(image, face, Prepared&), false for a face without gradient;
 // and add(image, face, Prepared, Team, T* part), which adds this thread's share.
 template <typename T, typename Body>
-__global__ void __launch_bounds__(kTaskThreads) small_face_gradients(Body body, int64_t batch, FaceSums<T> sums,
-                                                                     LargeFaces large) {
+__global__ void __launch_bounds__(kTaskThreads)
+    small_face_gradients(Body body, int64_t batch, FaceSums<T> sums, LargeFaces large) {
   const int64_t n_faces = sums.mesh.n_faces;
   for (int64_t task = first_task(); task < batch * n_faces; task += task_step()) {
     const int64_t image = task / n_faces, face = task % n_faces;
@@ -227,8 +227,7 @@ class FaceGradients {
       large.count = reinterpret_cast<unsigned long long*>(large.tasks - 1);
       zero_async(large.count, sizeof(*large.count), stream_);
     }
-    small_face_gradients<T, Body>
-        <<<warp_blocks(n_tasks), kTaskThreads, 0, stream_>>>(body, batch_, sums, large);
+    small_face_gradients<T, Body><<<warp_blocks(n_tasks), kTaskThreads, 0, stream_>>>(body, batch_, sums, large);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     if (is_wide_) {
       large_face_gradients<T, Body><<<kLargeBlocks, kLargeThreads, 0, stream_>>>(body, sums, large);

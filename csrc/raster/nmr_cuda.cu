@@ -22,7 +22,8 @@ struct Pulls {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kTaskThreads) list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t batch, uint8_t* visible) {
+__global__ void __launch_bounds__(kTaskThreads)
+    list_missing_pixels(NmrBackward<T> p, PulledLines lines, int64_t batch, uint8_t* visible) {
   const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
   const int lane = lane_of();
   for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {

@@ -61,8 +61,8 @@ __device__ void write_pixel(const RasterForward<T>& p, int64_t pixel, const Near
 }
 
 template <typename T, bool kBinned>
-__global__ void __launch_bounds__(kTileThreads) rasterize_kernel(RasterForward<T> p, Bins bins, int64_t first_image,
-                                                                 int64_t end_image) {
+__global__ void __launch_bounds__(kTileThreads)
+    rasterize_kernel(RasterForward<T> p, Bins bins, int64_t first_image, int64_t end_image) {
   using Walk = TileWalk<RasterFaces<T>, kChunk<T>>;
   using Shared = typename Walk::Shared;
   __shared__ Shared shared;

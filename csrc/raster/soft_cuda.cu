@@ -39,8 +39,8 @@ __device__ void miss_face(const SoftFace<T>& f, int x, int y, T& missed) {
 }
 
 template <typename T, bool kBinned>
-__global__ void __launch_bounds__(kTileThreads) soft_forward_kernel(SoftForward<T> p, Bins bins, int64_t first_image,
-                                                                    int64_t end_image) {
+__global__ void __launch_bounds__(kTileThreads)
+    soft_forward_kernel(SoftForward<T> p, Bins bins, int64_t first_image, int64_t end_image) {
   using Walk = TileWalk<SoftFaces<T>, kChunk<T>>;
   using Shared = typename Walk::Shared;
   __shared__ Shared shared;

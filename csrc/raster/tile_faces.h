@@ -36,9 +36,9 @@ struct TileFaces {
   int warp_sums[2][kTileWarps];
 };
 
-// The walks of a block, one image after another. `Faces` are those of all images: typename Face, with the pixels x0, x1,
-// y0, y1; mesh; box(image, id, PixelBox&), a quick first look; and set_up(image, id, Face&), false where a face draws
-// nothing. Every thread of the block takes every step.
+// The walks of a block, one image after another. `Faces` are those of all images: typename Face, with the pixels x0,
+// x1, y0, y1; mesh; box(image, id, PixelBox&), a quick first look; and set_up(image, id, Face&), false where a face
+// draws nothing. Every thread of the block takes every step.
 template <typename Faces, int kCapacity>
 class TileWalk {
  public:
@@ -79,7 +79,8 @@ class TileWalk {
       const int count = set.total - begin < kCapacity ? set.total - begin : kCapacity;
       int slot = set.before - begin;
       for (uint32_t left = word; left != 0; left &= left - 1, ++slot)
-        if (slot >= 0 && slot < count) shared_.id[slot] = static_cast<int32_t>(first + __ffs(static_cast<int>(left)) - 1);
+        if (slot >= 0 && slot < count)
+          shared_.id[slot] = static_cast<int32_t>(first + __ffs(static_cast<int>(left)) - 1);
       __syncthreads();
       if (static_cast<int>(threadIdx.x) < count) {
         typename Faces::Face& f = shared_.face[threadIdx.x];

@@ -16,7 +16,8 @@ struct ScanLines {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kTaskThreads) find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t batch, uint8_t* visible) {
+__global__ void __launch_bounds__(kTaskThreads)
+    find_gradients(VisibilityBackward<T> p, ScanLines lines, int64_t batch, uint8_t* visible) {
   const int64_t pixels = static_cast<int64_t>(p.mesh.height) * p.mesh.width;
   for (int64_t task = first_task(); task < batch * lines.count; task += task_step()) {
     const int64_t image = task / lines.count, from = image * pixels + task % lines.count * lines.line_step;

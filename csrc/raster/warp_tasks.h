@@ -1,4 +1,5 @@
-// Loops over tasks of one warp each, and what the lanes of a warp or the threads of a block find out together. CUDA only.
+// Loops over tasks of one warp each, and what the lanes of a warp or the threads of a block find out together. CUDA
+// only.
 #pragma once
 
 #include <cstdint>
