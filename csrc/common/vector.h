@@ -42,5 +42,19 @@ inline void store(T* to, const Vector<T>& v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// Pairwise: short chains of additions.
+template <typename T, int kSize = kLanes<T>, typename V>
+inline T sum_of(const V& v) {
+  if constexpr (kSize == 2) {
+    return v[0] + v[1];
+  } else {
+    typedef T Half __attribute__((vector_size(kSize / 2 * sizeof(T))));
+    Half low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return sum_of<T, kSize / 2>(low + high);
+  }
+}
+
 }  // namespace DHPE_MATH_NAMESPACE
 }  // namespace dhpe

@@ -2,7 +2,10 @@
 //
 // Only two kinds of pixels pull on an edge: uncovered ones that should be covered (grad < 0), from any distance, and
 // covered ones that should not be (grad > 0), next to the border. The former are gathered once per image into a list
-// per row and per column; an edge then visits a handful of numbers, and a line without either kind is skipped.
+// per row and per column, with an index of where each block of kNmrBlock pixels starts; an edge then visits those on
+// its outer side only. That sum of w / distance has no shortcut that is exact, so the cost is bounded by the scan lines
+// which the edges of visible faces cross times the missing pixels of a line: for a surface, perimeters of faces times
+// the side of the image.
 #include <algorithm>
 
 #include "common/vector.h"
@@ -18,92 +21,169 @@ template <typename T>
 struct Lines {
   int count, size;          // lines; pixels of a line
   int64_t line_step, step;  // from one line to the next, from one pixel of a line to the next
-  int32_t* start;           // (count + 1,) into position and weight
+  int64_t blocks;           // of a line
+  int32_t* first;           // (blocks + 1, count) the first missing pixel of a line at or after the start of a block
   uint8_t* has_excess;      // (count,) the line holds covered pixels with grad > 0
-  T* position;              // missing pixels in ascending order; padded by a vector
+  T* position;              // missing pixels in ascending order, line after line; padded by a vector
   T* weight;                // -grad there
 };
 
 template <typename T>
 struct Work {
   Lines<T> rows, columns;
-  uint8_t* visible;  // (F,)
+  int32_t* column_end;  // (W,) while the columns are filled
+  uint8_t* visible;     // (F,)
 };
 
 template <typename T>
 Work<T> make_work(const NmrBackward<T>& p, void* scratch, int64_t missing) {
   const int H = p.mesh.height, W = p.mesh.width;
+  const int64_t row_blocks = nmr_blocks(W), column_blocks = nmr_blocks(H);
   Work<T> w;
   T* values = static_cast<T*>(scratch);
-  T* blocks[4];
-  for (T*& block : blocks) {
-    block = values;
+  T* lists[4];
+  for (T*& list : lists) {
+    list = values;
     values += missing + kNmrPadding;
-    std::fill_n(block + missing, kNmrPadding, T(0));
+    std::fill_n(list + missing, kNmrPadding, T(0));
   }
-  int32_t* starts = reinterpret_cast<int32_t*>(values);
-  uint8_t* flags = reinterpret_cast<uint8_t*>(starts + H + W + 2);
-  w.rows = {H, W, W, 1, starts, flags, blocks[0], blocks[1]};
-  w.columns = {W, H, 1, W, starts + H + 1, flags + H, blocks[2], blocks[3]};
+  int32_t* first = reinterpret_cast<int32_t*>(values);
+  int32_t* column_first = first + (row_blocks + 1) * H;
+  w.column_end = column_first + (column_blocks + 1) * W;
+  uint8_t* flags = reinterpret_cast<uint8_t*>(w.column_end + W);
+  w.rows = {H, W, W, 1, row_blocks, first, flags, lists[0], lists[1]};
+  w.columns = {W, H, 1, W, column_blocks, column_first, flags + H, lists[2], lists[3]};
   w.visible = flags + H + W;
-  std::fill_n(starts, H + W + 2, 0);
+  std::fill_n(w.column_end, W, 0);
   std::fill_n(flags, H + W + p.mesh.n_faces, uint8_t(0));
   return w;
 }
 
-// One pass over the image fills the rows; the columns follow by a counting sort.
+// As many pixels of a row as there are ids in a vector.
+constexpr int kGroup = kLanes<int32_t>;
+using GroupIds = Vector<int32_t>;
+
 template <typename T>
-void find_pulling_pixels(const NmrBackward<T>& p, const int32_t* index, const T* grad, Work<T>& w) {
-  const int H = p.mesh.height, W = p.mesh.width;
-  int32_t found = 0;
-  for (int y = 0; y < H; ++y) {
-    w.rows.start[y] = found;
-    for (int x = 0; x < W; ++x) {
-      const int64_t pixel = static_cast<int64_t>(y) * W + x;
-      const int32_t face = index[pixel];
-      const T g = grad[pixel];
-      if (face >= 0) {
-        if (face < p.mesh.n_faces) w.visible[face] = 1;
-        if (g > 0) w.rows.has_excess[y] = w.columns.has_excess[x] = 1;
-      } else if (g < 0) {
-        w.rows.position[found] = static_cast<T>(x);
-        w.rows.weight[found] = -g;
-        ++w.columns.start[x + 1];
-        ++found;
-      }
-    }
+struct Group {
+  typedef T Values __attribute__((vector_size(kGroup * sizeof(T))));
+  GroupIds id;
+  Values grad;
+
+  Group(const int32_t* ids, const T* grads) {
+    std::memcpy(&id, ids, sizeof(id));
+    std::memcpy(&grad, grads, sizeof(grad));
   }
-  w.rows.start[H] = found;
-  for (int x = 0; x < W; ++x) w.columns.start[x + 1] += w.columns.start[x];
-  for (int y = 0; y < H; ++y)
-    for (int32_t i = w.rows.start[y]; i < w.rows.start[y + 1]; ++i) {
-      const int32_t to = w.columns.start[static_cast<int>(w.rows.position[i])]++;
-      w.columns.position[to] = static_cast<T>(y);
-      w.columns.weight[to] = w.rows.weight[i];
-    }
-  for (int x = W; x > 0; --x) w.columns.start[x] = w.columns.start[x - 1];
-  w.columns.start[0] = 0;
+};
+
+bool any_of(const GroupIds& mask) {
+  uint64_t words[kGroup / 2], any = 0;
+  std::memcpy(words, &mask, sizeof(words));
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
 }
 
-// What the missing pixels beyond `x.out` pull, added lane by lane.
+// What a group of pixels adds to the row's list, the columns' counts and the flags. Groups without any of the three
+// kinds of pixels are passed over, and in the others none costs a branch that the sign of a gradient would lead astray.
 template <typename T>
-void pull_outwards(const Lines<T>& lines, int line, int outward, const NmrCrossing<T>& x, T eps_px, T* sum0, T* sum1) {
-  constexpr int L = kLanes<T>;
-  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
-  const T in = static_cast<T>(x.in), sign = static_cast<T>(outward), at = x.at, t0 = x.t0, t1 = x.t1;
-  const int end = lines.start[line + 1];
-  for (int i = lines.start[line]; i < end; i += L) {
-    const T* __restrict position = lines.position + i;
-    const T* __restrict weight = lines.weight + i;
-    const int left = end - i;
-#pragma omp simd
-    for (int l = 0; l < L; ++l) {
-      const T w = (l < left) & ((position[l] - in) * sign > 0) ? weight[l] : T(0);
-      const T distance = std::fabs(position[l] - at);
-      sum0[l] += nmr_pull(w, distance, t0, margin0);
-      sum1[l] += nmr_pull(w, distance, t1, margin1);
+void find_in_group(const Group<T>& group, int x, int count, uint32_t n_faces, Work<T>& w, int32_t& found,
+                   bool& row_has_excess) {
+  const GroupIds covered = group.id >= 0;
+  const GroupIds missing = ~covered & __builtin_convertvector(group.grad < T(0), GroupIds);
+  const GroupIds excess = covered & __builtin_convertvector(group.grad > T(0), GroupIds);
+  if (any_of(missing)) {
+    for (int l = 0; l < count; ++l) {
+      w.rows.position[found] = static_cast<T>(x + l);
+      w.rows.weight[found] = -group.grad[l];
+      found -= missing[l];
+      w.column_end[x + l] -= missing[l];
     }
   }
+  if (!any_of(covered)) return;
+  for (int l = 0; l < count; ++l)
+    if (static_cast<uint32_t>(group.id[l]) < n_faces) w.visible[group.id[l]] = 1;
+  if (!any_of(excess)) return;
+  row_has_excess = true;
+  for (int l = 0; l < count; ++l) w.columns.has_excess[x + l] |= static_cast<uint8_t>(-excess[l]);
+}
+
+// Fills the lists of the rows and counts those of the columns.
+template <typename T>
+void find_in_rows(const NmrBackward<T>& p, const int32_t* index, const T* grad, Work<T>& w) {
+  const int H = p.mesh.height, W = p.mesh.width, whole = W / kGroup * kGroup;
+  const uint32_t n_faces = static_cast<uint32_t>(p.mesh.n_faces);
+  int32_t found = 0;
+  for (int y = 0; y < H; ++y) {
+    const int32_t* ids = index + static_cast<int64_t>(y) * W;
+    const T* g = grad + static_cast<int64_t>(y) * W;
+    bool excess = false;
+    for (int x = 0; x < whole; x += kGroup) {
+      if (x % kNmrBlock == 0) w.rows.first[x / kNmrBlock * static_cast<int64_t>(H) + y] = found;
+      find_in_group(Group<T>(ids + x, g + x), x, kGroup, n_faces, w, found, excess);
+    }
+    if (whole < W) {
+      int32_t last_ids[kGroup] = {};
+      T last_grad[kGroup] = {};
+      std::copy(ids + whole, ids + W, last_ids);
+      std::copy(g + whole, g + W, last_grad);
+      if (whole % kNmrBlock == 0) w.rows.first[whole / kNmrBlock * static_cast<int64_t>(H) + y] = found;
+      find_in_group(Group<T>(last_ids, last_grad), whole, W - whole, n_faces, w, found, excess);
+    }
+    w.rows.first[w.rows.blocks * H + y] = found;
+    w.rows.has_excess[y] = excess;
+  }
+}
+
+// The columns follow from the rows by a counting sort, so many columns at a time that their ends stay at hand.
+template <typename T>
+void find_in_columns(Work<T>& w) {
+  constexpr int kTile = 32 * kNmrBlock;
+  const Lines<T>& rows = w.rows;
+  const Lines<T>& columns = w.columns;
+  const int H = rows.count, W = columns.count;
+  int32_t* end = w.column_end;
+  for (int32_t x = 0, total = 0; x < W; ++x) {
+    const int32_t count = end[x];
+    end[x] = total;
+    total += count;
+  }
+  for (int begin = 0; begin < W; begin += kTile) {
+    const int width = std::min(kTile, W - begin);
+    const int32_t* from = rows.first + begin / kNmrBlock * static_cast<int64_t>(H);
+    const int32_t* to = rows.first + (begin + width + kNmrBlock - 1) / kNmrBlock * static_cast<int64_t>(H);
+    for (int y = 0; y < H; ++y) {
+      if (y % kNmrBlock == 0)
+        std::copy_n(end + begin, width, columns.first + y / kNmrBlock * static_cast<int64_t>(W) + begin);
+      for (int32_t i = from[y]; i < to[y]; ++i) {
+        const int32_t at = end[static_cast<int>(rows.position[i])]++;
+        columns.position[at] = static_cast<T>(y);
+        columns.weight[at] = rows.weight[i];
+      }
+    }
+    std::copy_n(end + begin, width, columns.first + columns.blocks * W + begin);
+  }
+}
+
+// Adds, lane by lane, what the missing pixels begin .. end - 1 of a line's list pull if they lie beyond the edge. Both
+// end points share the division: with q = (distance + margin0) (distance + margin1), A = sum of w distance / q and
+// B = sum of w / q, they receive t0 (A + margin1 B) and t1 (A + margin0 B).
+template <typename T>
+void pull_outwards(const Lines<T>& lines, int begin, int end, int outward, const NmrCrossing<T>& x, T eps_px,
+                   Vector<T>* sum) {
+  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
+  const T in = static_cast<T>(x.in), sign = static_cast<T>(outward);
+  Vector<T> a = {}, b = {}, lane;
+  for (int l = 0; l < kLanes<T>; ++l) lane[l] = static_cast<T>(l);
+  for (int i = begin; i < end; i += kLanes<T>) {
+    const Vector<T> position = load(lines.position + i), weight = load(lines.weight + i), zero = weight - weight;
+    const auto pulls = (lane < static_cast<T>(end - i)) & ((position - in) * sign > T(0));
+    Vector<T> distance = position - x.at;
+    distance = distance < T(0) ? -distance : distance;
+    const Vector<T> part = (pulls ? weight : zero) / ((distance + margin0) * (distance + margin1));
+    a += part * distance;
+    b += part;
+  }
+  sum[0] += x.t0 * (a + margin1 * b);
+  sum[1] += x.t1 * (a + margin0 * b);
 }
 
 // What the pixels of this face that should be empty pull, from `x.in` inwards.
@@ -123,32 +203,33 @@ void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, co
 // dL/dm of the edge's two end points, negated.
 template <typename T>
 void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrScan<T>& s, int32_t face, T* pull) {
-  constexpr int L = kLanes<T>;
   const NmrEdge<T>& e = s.edge;
-  alignas(64) T outwards0[L] = {}, outwards1[L] = {};
+  const bool rising = e.outward > 0;
+  // Below, the product of both margins would leave the range of float where a pixel lies on the edge.
+  const T eps_px = std::max(s.eps_px, T(1e-12));
+  Vector<T> outwards[2] = {};
   T inwards[2] = {};
+  bool any = false;
   for (int line = e.first; line <= e.last; ++line) {
-    const int begin = lines.start[line], end = lines.start[line + 1];
+    const int32_t* first = lines.first + line;
+    const int32_t list_end = first[lines.blocks * lines.count];
     const bool has_excess = lines.has_excess[line];
-    if (begin == end && !has_excess) continue;
+    if (first[0] == list_end && !has_excess) continue;
     NmrCrossing<T> x;
     if (!nmr_crossing(e, line, lines.size, x)) continue;
     const int32_t* line_index = index + line * lines.line_step;
-    const bool reaches = begin < end && (e.outward > 0 ? lines.position[end - 1] >= static_cast<T>(x.out)
-                                                       : lines.position[begin] <= static_cast<T>(x.out));
-    if (reaches && line_index[x.in * lines.step] == face)
-      pull_outwards(lines, line, e.outward, x, s.eps_px, outwards0, outwards1);
+    const int64_t block = x.out / kNmrBlock;
+    const int32_t begin = rising ? first[block * lines.count] : first[0];
+    const int32_t end = rising ? list_end : first[(block + 1) * lines.count];
+    if (begin < end && line_index[x.in * lines.step] == face) {
+      pull_outwards(lines, begin, end, e.outward, x, eps_px, outwards);
+      any = true;
+    }
     if (has_excess && line_index[x.out * lines.step] < 0)
       pull_inwards(lines, line_index, grad + line * lines.line_step, s, x, face, inwards);
   }
-  pull[0] = -inwards[0];
-  pull[1] = -inwards[1];
-  for (int l = 0; l < L; ++l) {
-    pull[0] += outwards0[l];
-    pull[1] += outwards1[l];
-  }
-  pull[0] *= static_cast<T>(e.outward);
-  pull[1] *= static_cast<T>(e.outward);
+  for (int k = 0; k < 2; ++k)
+    pull[k] = static_cast<T>(e.outward) * ((any ? sum_of<T>(outwards[k]) : T(0)) - inwards[k]);
 }
 
 // Adds one face's gradient to that of its vertices.
@@ -190,7 +271,8 @@ void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64
   T* grad_verts = p.grad_verts + image * m.n_verts * 3;
   std::fill_n(grad_verts, m.n_verts * 3, T(0));
   Work<T> w = make_work(p, scratch, missing);
-  find_pulling_pixels(p, index, grad_mask, w);
+  find_in_rows(p, index, grad_mask, w);
+  find_in_columns(w);
   for (int64_t face = 0; face < m.n_faces; ++face)
     if (w.visible[face]) add_face_gradient(p, w, index, grad_mask, verts, static_cast<int32_t>(face), grad_verts);
 }

@@ -15,13 +15,17 @@ inline int64_t canvas_stride(int64_t width) {
 inline int64_t canvas_elements(int64_t rows, int64_t width) { return canvas_stride(width) * (1 + rows * 2); }
 
 constexpr int64_t kNmrPadding = 16;
+constexpr int kNmrBlock = 16;
+
+inline int64_t nmr_blocks(int64_t size) { return (size + kNmrBlock - 1) / kNmrBlock; }
 
 // Bytes for the backward pass of the "nmr" silhouette: position and weight of the missing pixels by row and by column,
-// where each line starts, and flags for lines and faces.
+// where each block of each line starts, and flags for lines and faces.
 template <typename T>
 int64_t nmr_scratch_bytes(int64_t missing, int64_t height, int64_t width, int64_t n_faces) {
-  const int64_t lines = height + width;
-  return 4 * (missing + kNmrPadding) * static_cast<int64_t>(sizeof(T)) + 4 * (lines + 2) + lines + n_faces;
+  const int64_t starts = (nmr_blocks(width) + 1) * height + (nmr_blocks(height) + 1) * width + width;
+  const int64_t flags = height + width + n_faces;
+  return 4 * (missing + kNmrPadding) * static_cast<int64_t>(sizeof(T)) + 4 * starts + flags;
 }
 
 // Bytes for the backward pass of visibility_gradient: planes by row and by column, one line, where the gradients of
