@@ -2,52 +2,33 @@
 #include <cstddef>
 #include <memory>
 
-#include "common/simd.h"
-#include "raster/raster_scratch.h"
+#include "raster/raster_bands.h"
 #include "raster/raster_tensors.h"
 
 namespace dhpe {
 
-#define DHPE_RASTER_KERNELS                                                                                 \
-  template <typename T>                                                                                     \
-  void rasterize_rows(const RasterForward<T>& p, void* scratch, int64_t image, int row_begin, int row_end); \
-  template <typename T>                                                                                     \
-  void rasterize_backward(const RasterBackward<T>& p, int64_t image);                                       \
-  template <typename T>                                                                                     \
-  void nmr_count_missing(const NmrBackward<T>& p, int64_t image, int64_t& missing);                         \
-  template <typename T>                                                                                     \
+#define DHPE_RASTER_KERNELS                                                                                         \
+  template <typename T>                                                                                             \
+  void rasterize_rows(const RasterForward<T>& p, const FaceRows* rows, void* scratch, int64_t image, int row_begin, \
+                      int row_end);                                                                                 \
+  template <typename T>                                                                                             \
+  void rasterize_backward(const RasterBackward<T>& p, int64_t image);                                               \
+  template <typename T>                                                                                             \
+  void nmr_count_missing(const NmrBackward<T>& p, int64_t image, int64_t& missing);                                 \
+  template <typename T>                                                                                             \
   void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64_t image)
 DHPE_DECLARE_SIMD(DHPE_RASTER_KERNELS)
 #undef DHPE_RASTER_KERNELS
 
 namespace {
 
-constexpr int64_t kMaxBandPixels = 1 << 19;  // bounds a task's canvas to 4 MB of float; a 224 crop is one band
-constexpr int64_t kMinBandRows = 32;         // below, every band's pass over all faces outweighs its pixels
-
-// Images are cut into bands of rows where there are fewer images than threads, or an image is large. A pixel's value
-// depends on neither.
-int64_t rows_per_band(int64_t batch, int64_t height, int64_t width) {
-  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
-  const int64_t bands = (threads + batch - 1) / batch;
-  const int64_t fair = std::max((height + bands - 1) / bands, kMinBandRows);
-  return std::max<int64_t>(std::min({fair, height, kMaxBandPixels / canvas_stride(width)}), 1);
-}
-
 template <typename T>
 void draw(const RasterForward<T>& p, int64_t batch) {
-  const int64_t height = p.mesh.height;
-  if (batch == 0) return;
-  const int64_t rows = rows_per_band(batch, height, p.mesh.width);
-  const int64_t bands = (height + rows - 1) / rows;
-  torch::stable::parallel_for(0, batch * bands, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = std::make_unique_for_overwrite<T[]>(canvas_elements(rows, p.mesh.width));
-    for (int64_t task = begin; task < end; ++task) {
-      const int row = static_cast<int>(task % bands * rows);
-      const int row_end = static_cast<int>(std::min(row + rows, height));
-      DHPE_CALL_SIMD(rasterize_rows, p, scratch.get(), task / bands, row, row_end);
-    }
-  });
+  draw_in_bands(
+      p.mesh, batch, p.options.z_near, T(0), [&p](int64_t rows) { return canvas_elements(rows, p.mesh.width); },
+      [&p](T* scratch, int64_t image, const FaceRows* rows, int row_begin, int row_end) {
+        DHPE_CALL_SIMD(rasterize_rows, p, rows, scratch, image, row_begin, row_end);
+      });
 }
 
 std::tuple<Tensor, Tensor, Tensor> rasterize_cpu(Tensor verts_px, Tensor faces, int64_t height, int64_t width,

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "raster/raster.h"
+
 namespace dhpe {
 
 constexpr int64_t kCanvasPadding = 16;  // a vector of float under AVX-512, the widest
@@ -13,6 +15,17 @@ inline int64_t canvas_stride(int64_t width) {
 
 // Elements of T for `rows` rows: column centres, depth and face ids.
 inline int64_t canvas_elements(int64_t rows, int64_t width) { return canvas_stride(width) * (1 + rows * 2); }
+
+// The rows of an image that a face may touch; last < first where there are none. An image is drawn in bands of rows
+// (raster_bands.h): those tell which faces a band has to look at.
+struct FaceRows {
+  int16_t first, last;
+};
+static_assert(kMaxImageSize <= INT16_MAX);
+
+inline bool meets_band(const FaceRows& rows, int row_begin, int row_end) {
+  return rows.last >= row_begin && rows.first < row_end && rows.first <= rows.last;
+}
 
 constexpr int64_t kNmrPadding = 16;
 constexpr int kNmrBlock = 16;

@@ -9,6 +9,7 @@
 #include "common/vector.h"
 #include "raster/raster_math.h"
 #include "raster/raster_scratch.h"
+#include "raster/row_span.h"
 
 namespace dhpe {
 inline namespace DHPE_MATH_NAMESPACE {
@@ -67,26 +68,43 @@ VectorPixels<T> pixels_at(const Face<T>& f, const T* row, const Vector<T>& px) {
   return q;
 }
 
+// Wider bounding boxes are worth finding, row by row, which part of them a face may cover.
+template <typename T>
+constexpr int kWideFace = 2 * kLanes<T> > 24 ? 2 * kLanes<T> : 24;
+
+template <typename T>
+[[gnu::always_inline]] inline void draw_row(const Face<T>& f, int64_t face, const Canvas<T>& c, int y, int x0, int x1) {
+  using Id = typename Canvas<T>::Id;
+  const Vector<Id> id = Vector<Id>{} + static_cast<Id>(face);
+  const T last = static_cast<T>(f.x1) + T(0.5), py = static_cast<T>(y) + T(0.5);
+  const T row[3] = {edge_row(f, 0, py), edge_row(f, 1, py), edge_row(f, 2, py)};
+  const int64_t from = static_cast<int64_t>(y - c.row_begin) * c.stride;
+  for (int x = x0; x <= x1; x += kLanes<T>) {
+    const Vector<T> px = load(c.centre + x), depth = load(c.depth + from + x);
+    const VectorPixels<T> q = pixels_at(f, row, px);
+    // Faces come in ascending order: a tie in depth stays with the lower index.
+    const auto nearer =
+        is_inside(q.e0, q.e1, q.e2, f.tie[0], f.tie[1], f.tie[2]) & (px <= last) & (q.pixel.depth < depth);
+    store<T>(c.depth + from + x, nearer ? q.pixel.depth : depth);
+    store<Id>(c.id + from + x, nearer ? id : load(c.id + from + x));
+  }
+}
+
+template <typename T>
+[[gnu::noinline]] void draw_wide_face(const Face<T>& f, int64_t face, const Canvas<T>& c, int y0, int y1) {
+  RowSpans spans(f.x0, f.x1);
+  spans.add_edges(f.ax, f.ay, f.dx, f.dy, T(1), 0);
+  int first, last;
+  for (int y = y0; y <= y1; ++y)
+    if (spans.find(y + 0.5, first, last)) draw_row(f, face, c, y, first, last);
+}
+
 template <typename T>
 void draw_face(const Face<T>& f, int64_t face, const Canvas<T>& c) {
-  using Id = typename Canvas<T>::Id;
-  const T last = static_cast<T>(f.x1) + T(0.5);
-  const Vector<Id> id = Vector<Id>{} + static_cast<Id>(face);
   const int y0 = std::max(f.y0, c.row_begin), y1 = std::min(f.y1, c.row_end - 1);
-  for (int y = y0; y <= y1; ++y) {
-    const T py = static_cast<T>(y) + T(0.5);
-    const T row[3] = {edge_row(f, 0, py), edge_row(f, 1, py), edge_row(f, 2, py)};
-    const int64_t from = static_cast<int64_t>(y - c.row_begin) * c.stride;
-    for (int x = f.x0; x <= f.x1; x += kLanes<T>) {
-      const Vector<T> px = load(c.centre + x), depth = load(c.depth + from + x);
-      const VectorPixels<T> q = pixels_at(f, row, px);
-      // Faces come in ascending order: a tie in depth stays with the lower index.
-      const auto nearer =
-          is_inside(q.e0, q.e1, q.e2, f.tie[0], f.tie[1], f.tie[2]) & (px <= last) & (q.pixel.depth < depth);
-      store<T>(c.depth + from + x, nearer ? q.pixel.depth : depth);
-      store<Id>(c.id + from + x, nearer ? id : load(c.id + from + x));
-    }
-  }
+  if (f.x1 - f.x0 >= kWideFace<T>) [[unlikely]]
+    return draw_wide_face(f, face, c, y0, y1);
+  for (int y = y0; y <= y1; ++y) draw_row(f, face, c, y, f.x0, f.x1);
 }
 
 // Rows revisit the faces of the row above: the geometry of a few hundred is kept at hand.
@@ -172,12 +190,30 @@ void write_rows(const RasterForward<T>& p, const Canvas<T>& c, int64_t image) {
 }  // namespace
 
 template <typename T>
-void rasterize_rows(const RasterForward<T>& p, void* scratch, int64_t image, int row_begin, int row_end) {
+void find_face_rows(const RasterMesh<T>& m, T z_near, T margin, int64_t image, int64_t begin, int64_t end,
+                    FaceRows* rows) {
+  const T* verts = m.verts_px + image * m.n_verts * 3;
+  for (int64_t face = begin; face < end; ++face) {
+    const int32_t* ids = m.faces + 3 * face;
+    const T* v[3] = {verts + 3 * static_cast<int64_t>(ids[0]), verts + 3 * static_cast<int64_t>(ids[1]),
+                     verts + 3 * static_cast<int64_t>(ids[2])};
+    int first = 0, last = -1;
+    if (is_drawable(v[0], z_near) && is_drawable(v[1], z_near) && is_drawable(v[2], z_near))
+      pixel_range(min3(v[0][1], v[1][1], v[2][1]) - margin, max3(v[0][1], v[1][1], v[2][1]) + margin, m.height, first,
+                  last);
+    rows[face] = {static_cast<int16_t>(first), static_cast<int16_t>(last)};
+  }
+}
+
+template <typename T>
+void rasterize_rows(const RasterForward<T>& p, const FaceRows* rows, void* scratch, int64_t image, int row_begin,
+                    int row_end) {
   const Canvas<T> c = make_canvas<T>(p.mesh.width, scratch, row_begin, row_end);
   const T* verts = p.mesh.verts_px + image * p.mesh.n_verts * 3;
   Face<T> f;
   for (int64_t face = 0; face < p.mesh.n_faces; ++face)
-    if (setup_face(p.mesh, p.options, verts, face, f)) draw_face(f, face, c);
+    if ((!rows || meets_band(rows[face], row_begin, row_end)) && setup_face(p.mesh, p.options, verts, face, f))
+      draw_face(f, face, c);
   write_rows(p, c, image);
 }
 
@@ -208,8 +244,9 @@ void rasterize_backward(const RasterBackward<T>& p, int64_t image) {
     }
 }
 
-#define DHPE_INSTANTIATE(T)                                                           \
-  template void rasterize_rows<T>(const RasterForward<T>&, void*, int64_t, int, int); \
+#define DHPE_INSTANTIATE(T)                                                                            \
+  template void find_face_rows<T>(const RasterMesh<T>&, T, T, int64_t, int64_t, int64_t, FaceRows*);   \
+  template void rasterize_rows<T>(const RasterForward<T>&, const FaceRows*, void*, int64_t, int, int); \
   template void rasterize_backward<T>(const RasterBackward<T>&, int64_t);
 DHPE_INSTANTIATE(float)
 DHPE_INSTANTIATE(double)

@@ -1,43 +1,34 @@
 #include <algorithm>
 #include <memory>
 
-#include "common/simd.h"
-#include "raster/raster_scratch.h"
+#include "raster/raster_bands.h"
 #include "raster/raster_tensors.h"
+#include "raster/soft_math.h"
 
 namespace dhpe {
 
-#define DHPE_SOFT_KERNELS                                                                         \
-  template <typename T>                                                                           \
-  void soft_rows(const SoftForward<T>& p, T* scratch, int64_t image, int row_begin, int row_end); \
-  template <typename T>                                                                           \
+#define DHPE_SOFT_KERNELS                                                                                 \
+  template <typename T>                                                                                   \
+  void soft_rows(const SoftForward<T>& p, const FaceRows* rows, T* scratch, int64_t image, int row_begin, \
+                 int row_end);                                                                            \
+  template <typename T>                                                                                   \
   void soft_backward(const SoftBackward<T>& p, T* scratch, int64_t image)
 DHPE_DECLARE_SIMD(DHPE_SOFT_KERNELS)
 #undef DHPE_SOFT_KERNELS
 
 namespace {
 
-constexpr int64_t kMinSoftRows = 32;
-
 // The centres of a row and `rows` padded rows.
 int64_t soft_scratch(int64_t rows, int64_t width) { return (rows + 1) * canvas_stride(width); }
 
-// Bands of rows where there are fewer images than threads. A pixel's value does not depend on them.
 template <typename T>
 void draw(const SoftForward<T>& p, int64_t batch) {
-  if (batch == 0) return;
-  const int64_t height = p.mesh.height, threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
-  const int64_t wanted = (threads + batch - 1) / batch;
-  const int64_t rows = std::min(height, std::max((height + wanted - 1) / wanted, kMinSoftRows));
-  const int64_t bands = (height + rows - 1) / rows;
-  torch::stable::parallel_for(0, batch * bands, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = std::make_unique_for_overwrite<T[]>(soft_scratch(rows, p.mesh.width));
-    for (int64_t task = begin; task < end; ++task) {
-      const int row = static_cast<int>(task % bands * rows);
-      const int row_end = static_cast<int>(std::min(row + rows, height));
-      DHPE_CALL_SIMD(soft_rows, p, scratch.get(), task / bands, row, row_end);
-    }
-  });
+  const T reach = std::sqrt(kSoftReach<T> * p.sigma);
+  draw_in_bands(
+      p.mesh, batch, p.options.z_near, reach, [&p](int64_t rows) { return soft_scratch(rows, p.mesh.width); },
+      [&p](T* scratch, int64_t image, const FaceRows* rows, int row_begin, int row_end) {
+        DHPE_CALL_SIMD(soft_rows, p, rows, scratch, image, row_begin, row_end);
+      });
 }
 
 std::tuple<Tensor, Tensor> silhouette_soft_cpu(Tensor verts_px, Tensor faces, int64_t height, int64_t width,

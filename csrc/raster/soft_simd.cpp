@@ -4,6 +4,7 @@
 
 #include "common/vector.h"
 #include "raster/raster_scratch.h"
+#include "raster/row_span.h"
 #include "raster/soft_math.h"
 
 namespace dhpe {
@@ -45,48 +46,67 @@ Vector<T> exponential(const Vector<T>& z) {
   return sum * power;
 }
 
+// True only if all lanes are +0: where nothing is missed any more or nothing weighs.
+template <typename T>
+bool is_zero(const Vector<T>& v) {
+  uint64_t words[kVectorBytes / 8], any = 0;
+  std::memcpy(words, &v, sizeof(words));
+  for (const uint64_t word : words) any |= word;
+  return any == 0;
+}
+
 template <typename T>
 void fill_centres(T* centre, int stride) {
   for (int j = 0; j < stride; ++j) centre[j] = static_cast<T>(j) + T(0.5);
 }
 
-template <typename T>
-void miss_face(const SoftFace<T>& f, const T* centre, T* missed, int64_t stride, int row_begin, int row_end) {
-  const T last = static_cast<T>(f.x1) + T(0.5);
-  const int y0 = std::max(f.y0, row_begin), y1 = std::min(f.y1, row_end - 1);
-  for (int y = y0; y <= y1; ++y) {
-    T* row = missed + (y - row_begin) * stride;
-    for (int x = f.x0; x <= f.x1; x += kLanes<T>) {
-      const Vector<T> px = load(centre + x), before = load(row + x);
-      const SoftPixel<Vector<T>> p = soft_pixel(f, px, static_cast<T>(y) + T(0.5));
-      Vector<T> after = before / (exponential<T>(soft_z(f, p)) + T(1));
-      after = after < kSoftNothing<T> ? after - after : after;
-      store<T>(row + x, soft_reaches(f, p) & (px <= last) ? after : before);
-    }
+// Calls visit(y, first, last) with the part of each row that a face reaches, or with its bounding box where looking
+// closer does not pay.
+template <typename T, typename Visit>
+void for_rows(const SoftFace<T>& f, int y0, int y1, const Visit& visit) {
+  if (f.x1 - f.x0 < 2 * kLanes<T>) {
+    for (int y = y0; y <= y1; ++y) visit(y, f.x0, f.x1);
+    return;
   }
+  RowSpans spans(f.x0, f.x1);
+  spans.add_edges(f.ax, f.ay, f.dx, f.dy, f.side, std::sqrt(static_cast<double>(f.reach)));
+  int first, last;
+  for (int y = y0; y <= y1; ++y)
+    if (spans.find(y + 0.5, first, last)) visit(y, first, last);
 }
 
 template <typename T>
-T sum_of(const Vector<T>& v) {
-  T sum = 0;
-  for (int l = 0; l < kLanes<T>; ++l) sum += v[l];
-  return sum;
+void miss_face(const SoftFace<T>& f, const T* centre, T* missed, int64_t stride, int row_begin, int row_end) {
+  const T reached = static_cast<T>(f.x1) + T(0.5);
+  for_rows(f, std::max(f.y0, row_begin), std::min(f.y1, row_end - 1), [&](int y, int first, int last) {
+    T* row = missed + (y - row_begin) * stride;
+    const bool is_wide = last - first >= 2 * kLanes<T>;
+    for (int x = first; x <= last; x += kLanes<T>) {
+      const Vector<T> px = load(centre + x), before = load(row + x);
+      if (is_wide && is_zero<T>(before)) continue;
+      const SoftPixel<Vector<T>> p = soft_pixel(f, px, static_cast<T>(y) + T(0.5));
+      Vector<T> after = before / (exponential<T>(soft_z(f, p)) + T(1));
+      after = after < kSoftNothing<T> ? after - after : after;
+      store<T>(row + x, soft_reaches(f, p) & (px <= reached) ? after : before);
+    }
+  });
 }
 
 // grad (3 corners x 2) += of one face. `weight` is dL/dmask Q.
 template <typename T>
 void face_gradient(const SoftFace<T>& f, const T* centre, const T* weight, int64_t stride, T* grad) {
-  const T last = static_cast<T>(f.x1) + T(0.5);
+  const T reached = static_cast<T>(f.x1) + T(0.5);
   Vector<T> begin_x[3] = {}, begin_y[3] = {}, end_x[3] = {}, end_y[3] = {};
-  for (int y = f.y0; y <= f.y1; ++y) {
+  for_rows(f, f.y0, f.y1, [&](int y, int first, int last) {
     const T* row = weight + y * stride;
-    for (int x = f.x0; x <= f.x1; x += kLanes<T>) {
+    for (int x = first; x <= last; x += kLanes<T>) {
       const Vector<T> px = load(centre + x), w = load(row + x), zero = px - px;
+      if (is_zero<T>(w)) continue;
       const SoftPixel<Vector<T>> p = soft_pixel(f, px, static_cast<T>(y) + T(0.5));
       const Vector<T> e = exponential<T>(soft_z(f, p));
       // dL/dq = dL/dz dz/dq, where z = +- q^2 / sigma and q = pixel - (1 - t) a - t b
       Vector<T> g = w * (e / (e + T(1))) * p.sign * (2 * f.inv_sigma);
-      g = soft_reaches(f, p) & (px <= last) ? g : zero;
+      g = soft_reaches(f, p) & (px <= reached) ? g : zero;
       Vector<T> left = g;  // goes to the first of the nearest edges
       for (int k = 0; k < 3; ++k) {
         const Vector<T> own = p.edge[k].square == p.square ? left : zero;
@@ -98,7 +118,7 @@ void face_gradient(const SoftFace<T>& f, const T* centre, const T* weight, int64
         end_y[k] -= gy * p.edge[k].t;
       }
     }
-  }
+  });
   for (int k = 0; k < 3; ++k) {
     const int next = k == 2 ? 0 : k + 1;
     grad[2 * k] += sum_of<T>(begin_x[k]);
@@ -111,7 +131,7 @@ void face_gradient(const SoftFace<T>& f, const T* centre, const T* weight, int64
 }  // namespace
 
 template <typename T>
-void soft_rows(const SoftForward<T>& p, T* scratch, int64_t image, int row_begin, int row_end) {
+void soft_rows(const SoftForward<T>& p, const FaceRows* rows, T* scratch, int64_t image, int row_begin, int row_end) {
   const RasterMesh<T>& m = p.mesh;
   const int64_t stride = canvas_stride(m.width);
   T* centre = scratch;
@@ -121,7 +141,7 @@ void soft_rows(const SoftForward<T>& p, T* scratch, int64_t image, int row_begin
   const T* verts = m.verts_px + image * m.n_verts * 3;
   SoftFace<T> f;
   for (int64_t face = 0; face < m.n_faces; ++face)
-    if (setup_soft_face(m, p.options, p.sigma, verts, face, f))
+    if ((!rows || meets_band(rows[face], row_begin, row_end)) && setup_soft_face(m, p.options, p.sigma, verts, face, f))
       miss_face(f, centre, canvas, stride, row_begin, row_end);
   for (int y = row_begin; y < row_end; ++y) {
     const T* __restrict row = canvas + (y - row_begin) * stride;
@@ -165,8 +185,8 @@ void soft_backward(const SoftBackward<T>& p, T* scratch, int64_t image) {
   }
 }
 
-#define DHPE_INSTANTIATE(T)                                                 \
-  template void soft_rows<T>(const SoftForward<T>&, T*, int64_t, int, int); \
+#define DHPE_INSTANTIATE(T)                                                                  \
+  template void soft_rows<T>(const SoftForward<T>&, const FaceRows*, T*, int64_t, int, int); \
   template void soft_backward<T>(const SoftBackward<T>&, T*, int64_t);
 DHPE_INSTANTIATE(float)
 DHPE_INSTANTIATE(double)
