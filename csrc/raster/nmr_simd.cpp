@@ -8,8 +8,7 @@
 // the side of the image.
 #include <algorithm>
 
-#include "common/vector.h"
-#include "raster/nmr_math.h"
+#include "raster/nmr_sum.h"
 #include "raster/raster_scratch.h"
 
 namespace dhpe {
@@ -163,27 +162,19 @@ void find_in_columns(Work<T>& w) {
   }
 }
 
-// Adds, lane by lane, what the missing pixels begin .. end - 1 of a line's list pull if they lie beyond the edge. Both
-// end points share the division: with q = (distance + margin0) (distance + margin1), A = sum of w distance / q and
-// B = sum of w / q, they receive t0 (A + margin1 B) and t1 (A + margin0 B).
+// Adds, lane by lane, what the missing pixels begin .. end - 1 of a line's list pull if they lie beyond the edge.
 template <typename T>
 void pull_outwards(const Lines<T>& lines, int begin, int end, int outward, const NmrCrossing<T>& x, T eps_px,
-                   Vector<T>* sum) {
-  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
+                   Vector<T>* pull) {
+  const Vector<T> lane = lane_numbers<T>();
   const T in = static_cast<T>(x.in), sign = static_cast<T>(outward);
-  Vector<T> a = {}, b = {}, lane;
-  for (int l = 0; l < kLanes<T>; ++l) lane[l] = static_cast<T>(l);
+  NmrSum<T> sum(x, eps_px);
   for (int i = begin; i < end; i += kLanes<T>) {
-    const Vector<T> position = load(lines.position + i), weight = load(lines.weight + i), zero = weight - weight;
+    const Vector<T> position = load(lines.position + i), weight = load(lines.weight + i);
     const auto pulls = (lane < static_cast<T>(end - i)) & ((position - in) * sign > T(0));
-    Vector<T> distance = position - x.at;
-    distance = distance < T(0) ? -distance : distance;
-    const Vector<T> part = (pulls ? weight : zero) / ((distance + margin0) * (distance + margin1));
-    a += part * distance;
-    b += part;
+    sum.add(pulls ? weight : weight - weight, position);
   }
-  sum[0] += x.t0 * (a + margin1 * b);
-  sum[1] += x.t1 * (a + margin0 * b);
+  sum.give(pull);
 }
 
 // What the pixels of this face that should be empty pull, from `x.in` inwards.
@@ -205,8 +196,6 @@ template <typename T>
 void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrScan<T>& s, int32_t face, T* pull) {
   const NmrEdge<T>& e = s.edge;
   const bool rising = e.outward > 0;
-  // Below, the product of both margins would leave the range of float where a pixel lies on the edge.
-  const T eps_px = std::max(s.eps_px, T(1e-12));
   Vector<T> outwards[2] = {};
   T inwards[2] = {};
   bool any = false;
@@ -222,7 +211,7 @@ void scan_edge(const Lines<T>& lines, const int32_t* index, const T* grad, const
     const int32_t begin = rising ? first[block * lines.count] : first[0];
     const int32_t end = rising ? list_end : first[(block + 1) * lines.count];
     if (begin < end && line_index[x.in * lines.step] == face) {
-      pull_outwards(lines, begin, end, e.outward, x, eps_px, outwards);
+      pull_outwards(lines, begin, end, e.outward, x, s.eps_px, outwards);
       any = true;
     }
     if (has_excess && line_index[x.out * lines.step] < 0)

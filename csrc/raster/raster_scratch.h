@@ -41,11 +41,11 @@ int64_t nmr_scratch_bytes(int64_t missing, int64_t height, int64_t width, int64_
   return 4 * (missing + kNmrPadding) * static_cast<int64_t>(sizeof(T)) + 4 * starts + flags;
 }
 
-// Bytes for the backward pass of visibility_gradient: planes by row and by column, one line, where the gradients of
-// each line begin and end, and flags for faces.
+// Bytes for the backward pass of visibility_gradient: the planes of one layout, where the gradients of each line
+// begin and end, and flags for faces.
 template <typename T>
 int64_t visibility_scratch_bytes(int64_t channels, int64_t height, int64_t width, int64_t n_faces) {
-  const int64_t values = 2 * height * width * (1 + channels) + (height > width ? height : width);
+  const int64_t values = height * width * (1 + channels) + kNmrPadding;
   return values * static_cast<int64_t>(sizeof(T)) + 8 * (height + width) + n_faces;
 }
 

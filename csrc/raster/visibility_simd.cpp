@@ -2,10 +2,12 @@
 //
 // For pixel d, what the loss would fall by if it took the colour of pixel r is
 //   delta(d, r) = sum_k (I_k(d) - I_k(r)) g_k(d) = P(d) - sum_k I_k(r) g_k(d),   P = sum_k I_k g_k.
-// P and the g_k are laid out plane by plane, by rows and once more by columns: every scan then runs along memory.
+// P and the g_k are laid out plane by plane, first by rows, then by columns: every scan runs along memory. Which pixels
+// pull depends on the colour beyond each crossing, so no sum can be prepared: the cost is bounded as that of the "nmr"
+// silhouette (nmr_simd.cpp), times the channels, with every pixel that has a gradient in place of the missing ones.
 #include <algorithm>
 
-#include "raster/nmr_math.h"
+#include "raster/nmr_sum.h"
 #include "raster/raster_scratch.h"
 #include "raster/visibility.h"
 
@@ -19,30 +21,28 @@ struct ScanLines {
   int count, size;          // lines; pixels of a line
   int64_t line_step, step;  // in the image: from one line to the next, from one pixel of a line to the next
   int64_t plane;            // from one plane to the next
-  const T* product;         // (count, size) P, and behind it the g_k
+  T* product;               // (count, size) P, and behind it the g_k; padded by a vector
   int32_t* first;           // (count,) the first pixel of a line with a gradient
   int32_t* last;            // (count,) and the last; first > last where there is none
 };
 
 template <typename T>
 struct VisibilityWork {
-  ScanLines<T> rows, columns;
-  T* delta;          // (max(H, W),)
-  uint8_t* visible;  // (F,)
+  ScanLines<T> rows, columns;  // share the memory of their planes
+  uint8_t* visible;            // (F,)
 };
 
 template <typename T>
 VisibilityWork<T> make_visibility_work(const VisibilityBackward<T>& p, void* scratch) {
   const int H = p.mesh.height, W = p.mesh.width;
   const int64_t pixels = static_cast<int64_t>(H) * W;
-  T* by_rows = static_cast<T*>(scratch);
-  T* by_columns = by_rows + pixels * (1 + p.channels);
-  T* delta = by_columns + pixels * (1 + p.channels);
-  int32_t* ends = reinterpret_cast<int32_t*>(delta + std::max(H, W));
+  T* planes = static_cast<T*>(scratch);
+  T* planes_end = planes + pixels * (1 + p.channels) + kNmrPadding;
+  std::fill(planes_end - kNmrPadding, planes_end, T(0));
+  int32_t* ends = reinterpret_cast<int32_t*>(planes_end);
   VisibilityWork<T> w;
-  w.rows = {H, W, W, 1, pixels, by_rows, ends, ends + H};
-  w.columns = {W, H, 1, W, pixels, by_columns, ends + 2 * H, ends + 2 * H + W};
-  w.delta = delta;
+  w.rows = {H, W, W, 1, pixels, planes, ends, ends + H};
+  w.columns = {W, H, 1, W, pixels, planes, ends + 2 * H, ends + 2 * H + W};
   w.visible = reinterpret_cast<uint8_t*>(ends + 2 * (H + W));
   for (const ScanLines<T>* lines : {&w.rows, &w.columns}) {
     std::fill_n(lines->first, lines->count, lines->size);
@@ -52,27 +52,26 @@ VisibilityWork<T> make_visibility_work(const VisibilityBackward<T>& p, void* scr
   return w;
 }
 
+// Also finds which faces are visible and where each line has gradients. `colors` and `grad` are those of the image.
 template <typename T>
-void fill_planes(const VisibilityBackward<T>& p, int64_t image, VisibilityWork<T>& w) {
+void fill_rows(const VisibilityBackward<T>& p, const int32_t* index, const T* colors, const T* grad,
+               VisibilityWork<T>& w) {
   const int H = p.mesh.height, W = p.mesh.width, C = p.channels;
-  const int64_t pixels = static_cast<int64_t>(H) * W;
-  T* by_rows = const_cast<T*>(w.rows.product);
-  T* by_columns = const_cast<T*>(w.columns.product);
+  const int64_t pixels = w.rows.plane;
   for (int y = 0; y < H; ++y)
     for (int x = 0; x < W; ++x) {
-      const int64_t i = static_cast<int64_t>(y) * W + x, transposed = static_cast<int64_t>(x) * H + y;
-      const int64_t from = (image * pixels + i) * C;
-      const int32_t face = p.face_index[image * pixels + i];
+      const int64_t i = static_cast<int64_t>(y) * W + x;
+      const int32_t face = index[i];
       if (face >= 0 && face < p.mesh.n_faces) w.visible[face] = 1;
       T product = T(0);
       bool any = false;
       for (int k = 0; k < C; ++k) {
-        const T g = p.grad[from + k];
-        product += p.image[from + k] * g;
+        const T g = grad[i * C + k];
+        product += colors[i * C + k] * g;
         any |= g != T(0);
-        by_rows[(1 + k) * pixels + i] = by_columns[(1 + k) * pixels + transposed] = g;
+        w.rows.product[(1 + k) * pixels + i] = g;
       }
-      by_rows[i] = by_columns[transposed] = product;
+      w.rows.product[i] = product;
       if (!any) continue;
       w.rows.first[y] = std::min(w.rows.first[y], x);
       w.rows.last[y] = x;
@@ -81,75 +80,117 @@ void fill_planes(const VisibilityBackward<T>& p, int64_t image, VisibilityWork<T
     }
 }
 
-// delta(d, r) for d = begin .. end - 1 of a line.
+// In tiles that stay in the cache, each a few cache lines of a column high.
 template <typename T>
-void fill_delta(const ScanLines<T>& lines, int line, int channels, const T* reference, int begin, int end,
-                T* __restrict delta) {
-  const T* __restrict product = lines.product + static_cast<int64_t>(line) * lines.size;
-  for (int d = begin; d < end; ++d) delta[d] = product[d];
-  for (int k = 0; k < channels; ++k) {
-    const T* __restrict g = product + (1 + k) * lines.plane;
-    const T value = reference[k];
-    for (int d = begin; d < end; ++d) delta[d] -= value * g[d];
-  }
+void fill_columns(const VisibilityBackward<T>& p, const T* colors, const T* grad, const VisibilityWork<T>& w) {
+  constexpr int kRows = 16, kColumns = 64;
+  const int H = p.mesh.height, W = p.mesh.width, C = p.channels;
+  const int64_t pixels = w.columns.plane;
+  for (int y0 = 0; y0 < H; y0 += kRows)
+    for (int x0 = 0; x0 < W; x0 += kColumns) {
+      const int y1 = std::min(y0 + kRows, H), x1 = std::min(x0 + kColumns, W);
+      for (int x = x0; x < x1; ++x) {
+        T* __restrict product = w.columns.product + static_cast<int64_t>(x) * H;
+        for (int y = y0; y < y1; ++y) product[y] = T(0);
+        for (int k = 0; k < C; ++k) {
+          T* __restrict plane = product + (1 + k) * pixels;
+          for (int y = y0; y < y1; ++y) {
+            const int64_t from = (static_cast<int64_t>(y) * W + x) * C + k;
+            plane[y] = grad[from];
+            product[y] += colors[from] * grad[from];
+          }
+        }
+      }
+    }
 }
 
-// Adds what the pixels begin .. end - 1 pull; of one face only, unless `index` is null.
-template <typename T>
-void pull_line(const T* __restrict delta, const int32_t* index, int64_t step, int32_t face, int begin, int end,
-               const NmrCrossing<T>& x, T eps_px, T* sum) {
-  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
-  const T at = x.at, t0 = x.t0, t1 = x.t1;
-  T sum0 = T(0), sum1 = T(0);
-  if (index) {
-    for (int d = begin; d < end; ++d) {
-      if (index[d * step] != face || !(delta[d] > 0)) continue;
-      const T distance = std::fabs(static_cast<T>(d) - at);
-      sum0 += nmr_pull(delta[d], distance, t0, margin0);
-      sum1 += nmr_pull(delta[d], distance, t1, margin1);
-    }
-  } else {
-#pragma omp simd reduction(+ : sum0, sum1)
-    for (int d = begin; d < end; ++d) {
-      const T weight = delta[d] > 0 ? delta[d] : T(0);
-      const T distance = std::fabs(static_cast<T>(d) - at);
-      sum0 += nmr_pull(weight, distance, t0, margin0);
-      sum1 += nmr_pull(weight, distance, t1, margin1);
-    }
+// Adds, lane by lane, what the pixels begin .. end - 1 of a line pull. kChannels is 0 for any number.
+template <int kChannels, typename T>
+void pull_outwards(const ScanLines<T>& lines, int line, int channels, const T* reference, int begin, int end,
+                   const NmrCrossing<T>& x, T eps_px, Vector<T>* pull) {
+  const int C = kChannels ? kChannels : channels;
+  const T* product = lines.product + static_cast<int64_t>(line) * lines.size;
+  const Vector<T> lane = lane_numbers<T>();
+  NmrSum<T> sum(x, eps_px);
+  for (int d = begin; d < end; d += kLanes<T>) {
+    Vector<T> delta = load(product + d);
+    for (int k = 0; k < C; ++k) delta -= reference[k] * load(product + (1 + k) * lines.plane + d);
+    const Vector<T> zero = delta - delta;
+    sum.add((delta > T(0)) & (lane < static_cast<T>(end - d)) ? delta : zero, lane + static_cast<T>(d));
   }
-  sum[0] += sum0;
-  sum[1] += sum1;
+  sum.give(pull);
+}
+
+// What the pixels begin .. end - 1 of this face pull.
+template <typename T>
+void pull_inwards(const ScanLines<T>& lines, int line, int channels, const T* reference, const int32_t* index,
+                  int32_t face, int begin, int end, const NmrCrossing<T>& x, T eps_px, T* pull) {
+  const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
+  const T* product = lines.product + static_cast<int64_t>(line) * lines.size;
+  for (int d = begin; d < end; ++d) {
+    if (index[d * lines.step] != face) continue;
+    T delta = product[d];
+    for (int k = 0; k < channels; ++k) delta -= reference[k] * product[(1 + k) * lines.plane + d];
+    if (!(delta > 0)) continue;
+    const T distance = std::fabs(static_cast<T>(d) - x.at);
+    pull[0] += nmr_pull(delta, distance, x.t0, margin0);
+    pull[1] += nmr_pull(delta, distance, x.t1, margin1);
+  }
 }
 
 // dL/dm of the edge's two end points, negated. `index` and `colors` are those of the image.
-template <typename T>
+template <int kChannels, typename T>
 void scan_visibility(const ScanLines<T>& lines, const NmrScan<T>& s, const int32_t* index, const T* colors,
-                     int channels, int32_t face, T* delta, T* pull) {
+                     int channels, int32_t face, T* pull) {
   const NmrEdge<T>& e = s.edge;
-  T outwards[2] = {}, inwards[2] = {};
+  const bool rising = e.outward > 0;
+  Vector<T> outwards[2] = {};
+  T inwards[2] = {};
   for (int line = e.first; line <= e.last; ++line) {
     const int first = lines.first[line], last = lines.last[line];
     NmrCrossing<T> x;
     if (first > last || !nmr_crossing(e, line, lines.size, x)) continue;
     const int64_t from = line * lines.line_step;
     const int32_t* line_index = index + from;
-    const bool rising = e.outward > 0;
     const int out_begin = rising ? std::max(x.out, first) : first;
     const int out_end = (rising ? last : std::min(x.out, last)) + 1;
     if (out_begin < out_end && line_index[x.in * lines.step] == face) {
       const T* reference = colors + (from + x.in * lines.step) * channels;
-      fill_delta(lines, line, channels, reference, out_begin, out_end, delta);
-      pull_line(delta, static_cast<const int32_t*>(nullptr), 0, face, out_begin, out_end, x, s.eps_px, outwards);
+      pull_outwards<kChannels>(lines, line, channels, reference, out_begin, out_end, x, s.eps_px, outwards);
     }
     const int in_begin = std::max(rising ? s.low : std::max(x.in, s.low), first);
     const int in_end = std::min(rising ? std::min(x.in, s.high) : s.high, last) + 1;
     if (in_begin < in_end) {
       const T* reference = colors + (from + x.out * lines.step) * channels;
-      fill_delta(lines, line, channels, reference, in_begin, in_end, delta);
-      pull_line(delta, line_index, lines.step, face, in_begin, in_end, x, s.eps_px, inwards);
+      pull_inwards(lines, line, channels, reference, line_index, face, in_begin, in_end, x, s.eps_px, inwards);
     }
   }
-  for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (outwards[k] - inwards[k]);
+  for (int k = 0; k < 2; ++k) pull[k] = static_cast<T>(e.outward) * (sum_of<T>(outwards[k]) - inwards[k]);
+}
+
+// Adds what the visible faces receive along one axis to the gradient of their vertices.
+template <int kChannels, typename T>
+void scan_faces(const VisibilityBackward<T>& p, const VisibilityWork<T>& w, bool by_columns, int64_t image) {
+  const RasterMesh<T>& m = p.mesh;
+  const int64_t pixels = static_cast<int64_t>(m.height) * m.width;
+  const int32_t* index = p.face_index + image * pixels;
+  const T* colors = p.image + image * pixels * p.channels;
+  T* grad_verts = p.grad_verts + image * m.n_verts * 3;
+  for (int64_t face = 0; face < m.n_faces; ++face) {
+    if (!w.visible[face]) continue;
+    const NmrFace<T> f = nmr_face(m, m.verts_px + image * m.n_verts * 3, face);
+    const int32_t* ids = m.faces + 3 * face;
+    for (int scan = 0; scan < kNmrScans; ++scan) {
+      NmrScan<T> s;
+      if (!nmr_scan(f, m, p.eps, scan, s) || s.by_columns != by_columns) continue;
+      T pull[2];
+      scan_visibility<kChannels>(by_columns ? w.columns : w.rows, s, index, colors, p.channels,
+                                 static_cast<int32_t>(face), pull);
+      const int axis = by_columns ? 1 : 0;
+      grad_verts[3 * static_cast<int64_t>(ids[s.begin]) + axis] -= pull[0];
+      grad_verts[3 * static_cast<int64_t>(ids[s.end]) + axis] -= pull[1];
+    }
+  }
 }
 
 }  // namespace
@@ -158,27 +199,15 @@ template <typename T>
 void visibility_backward(const VisibilityBackward<T>& p, void* scratch, int64_t image) {
   const RasterMesh<T>& m = p.mesh;
   const int64_t pixels = static_cast<int64_t>(m.height) * m.width;
-  const int32_t* index = p.face_index + image * pixels;
   const T* colors = p.image + image * pixels * p.channels;
-  const T* verts = m.verts_px + image * m.n_verts * 3;
-  T* grad_verts = p.grad_verts + image * m.n_verts * 3;
-  std::fill_n(grad_verts, m.n_verts * 3, T(0));
+  const T* grad = p.grad + image * pixels * p.channels;
+  std::fill_n(p.grad_verts + image * m.n_verts * 3, m.n_verts * 3, T(0));
   VisibilityWork<T> w = make_visibility_work(p, scratch);
-  fill_planes(p, image, w);
-  for (int64_t face = 0; face < m.n_faces; ++face) {
-    if (!w.visible[face]) continue;
-    const NmrFace<T> f = nmr_face(m, verts, face);
-    for (int scan = 0; scan < kNmrScans; ++scan) {
-      NmrScan<T> s;
-      if (!nmr_scan(f, m, p.eps, scan, s)) continue;
-      T pull[2];
-      scan_visibility(s.by_columns ? w.columns : w.rows, s, index, colors, p.channels, static_cast<int32_t>(face),
-                      w.delta, pull);
-      const int axis = s.by_columns ? 1 : 0;
-      grad_verts[3 * static_cast<int64_t>(m.faces[3 * face + s.begin]) + axis] -= pull[0];
-      grad_verts[3 * static_cast<int64_t>(m.faces[3 * face + s.end]) + axis] -= pull[1];
-    }
-  }
+  const auto scan = p.channels == 3 ? scan_faces<3, T> : scan_faces<0, T>;
+  fill_rows(p, p.face_index + image * pixels, colors, grad, w);
+  scan(p, w, false, image);
+  fill_columns(p, colors, grad, w);
+  scan(p, w, true, image);
 }
 
 template void visibility_backward<float>(const VisibilityBackward<float>&, void*, int64_t);
