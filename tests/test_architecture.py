@@ -56,7 +56,7 @@ UPWARD_CALLS = {("hand_fit", "viz"), ("hand_fit", "io")}
 """`HandFit.overlay` and `.save` are doors to higher rooms; they import them when they are called, never before."""
 
 OPS = [name for name in dhpe_fast.ops.__all__ if name.islower()]
-COMPOSED = {"sample_texture"}
+COMPOSED = {"join_meshes", "sample_texture"}
 """Ops made of torch's own, for which nothing is compiled here."""
 
 

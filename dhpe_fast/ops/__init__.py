@@ -1,4 +1,5 @@
-"""The ops: tensors in, tensors out, on CPU and CUDA, float32 and float64; compiled, but for `sample_texture`.
+"""The ops: tensors in, tensors out, on CPU and CUDA, float32 and float64; compiled, but for `sample_texture` and
+`join_meshes`.
 
 Each op here has a pure-torch twin of the same name and signature in :mod:`dhpe_fast.reference`. What holds for all:
 
@@ -20,6 +21,7 @@ with any size free to vary but an image's. A process that loads an exported prog
 """
 
 from dhpe_fast.ops.interpolate import interpolate
+from dhpe_fast.ops.join_meshes import JoinedMeshes, join_meshes
 from dhpe_fast.ops.lbs import LbsBasis, lbs
 from dhpe_fast.ops.rasterize import Fragments, rasterize
 from dhpe_fast.ops.sample_texture import sample_texture
@@ -28,8 +30,10 @@ from dhpe_fast.ops.visibility_gradient import visibility_gradient
 
 __all__ = [
     "Fragments",
+    "JoinedMeshes",
     "LbsBasis",
     "interpolate",
+    "join_meshes",
     "lbs",
     "rasterize",
     "sample_texture",

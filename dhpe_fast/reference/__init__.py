@@ -5,6 +5,7 @@ autograd, and is written from the formula, not from the kernel.
 """
 
 from dhpe_fast.reference.interpolate import interpolate
+from dhpe_fast.reference.join_meshes import JoinedMeshes, join_meshes
 from dhpe_fast.reference.lbs import LbsBasis, lbs
 from dhpe_fast.reference.rasterize import Fragments, rasterize
 from dhpe_fast.reference.sample_texture import sample_texture
@@ -13,8 +14,10 @@ from dhpe_fast.reference.visibility_gradient import visibility_gradient
 
 __all__ = [
     "Fragments",
+    "JoinedMeshes",
     "LbsBasis",
     "interpolate",
+    "join_meshes",
     "lbs",
     "rasterize",
     "sample_texture",
