@@ -105,3 +105,12 @@ def test_meshes_of_different_sizes_and_batches_of_images():
 def test_refusals(verts, faces, error, message):
     with pytest.raises(error, match=message):
         join_meshes(verts, faces)
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_a_vertex_of_another_mesh_is_none_of_ones_own(wrong):
+    verts = torch.stack([square(4, 4, 20, 2.0), square(14, 14, 20, 1.0)])
+    scene = join_meshes(verts, torch.tensor([[0, 2, wrong]]))
+    assert scene.faces.tolist() == [[0, 2, -1], [4, 6, -1]]
+    with pytest.raises(ValueError, match="faces"):
+        rasterize(scene.verts, scene.faces, SIZE)

@@ -533,3 +533,41 @@ def test_a_cuda_graph_replays_values_and_gradients(batch):
     graph.replay()
     for found, wanted in zip(captured, values_and_gradients(pose, betas, basis, weights), strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("n_hands", [1, 3, 20])
+def test_many_shape_directions(n_hands):
+    """More betas than the rotation matrices of all joints have numbers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    n_shape, n_verts = 700, 9
+    basis = LbsBasis(
+        v_template=random(n_verts, 3),
+        shapedirs=0.05 * random(n_shape, n_verts, 3),
+        posedirs=0.05 * random(9, n_verts, 3),
+        joint_template=random(2, 3),
+        joint_shapedirs=0.05 * random(n_shape, 2, 3),
+        skin_joints=torch.arange(n_verts, dtype=torch.int32)[:, None] % 2,
+        skin_weights=torch.ones(n_verts, 1, dtype=torch.float64),
+        parents=torch.tensor([-1, 0], dtype=torch.int32),
+    )
+    pose, betas = random(n_hands, 2, 3), random(n_hands, n_shape)
+    for found, expected in zip(ops.lbs(pose, betas, basis), reference.lbs(pose, betas, basis), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_traces_keep_the_gradient():
+    """What make_fx records while nothing requires a gradient is differentiable when something does."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    basis = make_basis()
+    n_joints = len(PARENTS)
+    traced = make_fx(lambda pose, betas: ops.lbs(pose, betas, basis))(
+        torch.zeros(1, n_joints, 3, dtype=torch.float64), torch.zeros(1, 10, dtype=torch.float64)
+    )
+    pose = torch.full((1, n_joints, 3), 0.1, dtype=torch.float64, requires_grad=True)
+    traced(pose, torch.zeros(1, 10, dtype=torch.float64))[0].square().sum().backward()
+    assert pose.grad.abs().sum() > 0

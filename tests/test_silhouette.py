@@ -446,3 +446,13 @@ def test_hostile_meshes_give_finite_gradients(verts, faces, size, pull):
     checkered[::2, ::3] = -1
     grad = Implementation("cpu").gradient(verts, faces, size, pull * checkered)
     assert torch.isfinite(grad).all()
+
+
+def test_an_infinite_gradient_stays_in_its_row_and_column():
+    verts = torch.tensor([[4, 3, 1], [12, 3.5, 1], [6, 9, 1], [20, 20, 1], [27, 21, 1], [22, 28, 1.0]]).requires_grad_()
+    faces = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    upstream = torch.zeros(32, 32)
+    upstream[4, 20], upstream[31, 31] = -1, -torch.inf  # no edge crosses the last row or column
+    ops.silhouette(verts, faces, 32).backward(upstream)
+    assert verts.grad.isfinite().all()
+    assert verts.grad[:3].any()

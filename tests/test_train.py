@@ -27,6 +27,7 @@ from dhpe_fast.train.loop import Trainer, build_model
 from dhpe_fast.train.objective import TrainingObjective
 
 EPOCHS, BATCHES = 3, 4
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_two_processes_are_one(changes, tmp_path):
 
 def test_a_loss_that_is_not_finite_changes_no_weight_and_stops_the_run_if_it_stays(config, batch, tmp_path):
     torch.manual_seed(0)
-    trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
+    trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     poisoned = replace(batch, images=torch.full_like(batch.images, torch.nan))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for _ in range(config.optimisation.max_skipped_steps - 1):
@@ -251,7 +252,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_stops_the_run_if_it_sta
 
 def test_a_step_clips_both_gradients_and_follows_the_schedule(config, batch, tmp_path):
     changed = config.optimisation.model_copy(update={"gradient_clip": 1e-3, "warmup_steps": 1})
-    trainer = Trainer(config.model_copy(update={"optimisation": changed}), tmp_path, World(0, 1, torch.device("cpu")))
+    trainer = Trainer(config.model_copy(update={"optimisation": changed}), tmp_path, ALONE, build_model(config))
     rates = []
     for _ in range(3):
         trainer._step(batch, BATCHES)
@@ -266,7 +267,7 @@ def test_a_step_clips_both_gradients_and_follows_the_schedule(config, batch, tmp
 
 
 def test_seeds_of_new_views_are_training_crops_alone(config, batch, tmp_path):
-    trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
+    trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     trainer._step(replace(batch, index=torch.tensor([3, 40, 1, 16])), BATCHES)
     assert trainer.proposed == []  # before the first epoch of Sec. 3.5
     trainer.progress.epoch = 1
@@ -279,7 +280,7 @@ def test_a_worse_epoch_does_not_replace_the_best(config, tmp_path, monkeypatch):
 
     errors = iter([40.0, 50.0, 30.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"epe_mm": next(errors)})
-    trainer = Trainer(config, tmp_path, World(0, 1, torch.device("cpu")))
+    trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     best = []
     for epoch in range(3):
         trainer.progress.step = epoch

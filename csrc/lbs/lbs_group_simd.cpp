@@ -29,7 +29,8 @@ template <typename T>
 struct Group {
   Chain<Vector<T>> chain[kMaxVectors];
   ChainGrad<Vector<T>> chain_grad;
-  Vector<T> parameters[kMaxJoints * 9];                 // pose, betas or their gradients, on their way
+  Vector<T> parameters[kMaxCoeffs > 9 * kMaxJoints ? kMaxCoeffs
+                                                   : 9 * kMaxJoints];  // pose, betas or their gradients, on their way
   Vector<T> coeffs[kMaxVectors * kMaxCoeffs];           // the betas, then R - I of joints 1..J-1, or their gradient
   Vector<T> transforms[kMaxVectors * kMaxJoints * 12];  // [W | o] of each joint, 3x4
   Vector<T> transform_grads[kMaxVectors * kMaxJoints * 12];

@@ -172,7 +172,7 @@ void pull_outwards(const Lines<T>& lines, int begin, int end, int outward, const
   for (int i = begin; i < end; i += kLanes<T>) {
     const Vector<T> position = load(lines.position + i), weight = load(lines.weight + i);
     const auto pulls = (lane < static_cast<T>(end - i)) & ((position - in) * sign > T(0));
-    sum.add(pulls ? weight : weight - weight, position);
+    sum.add(pulls ? weight : Vector<T>{}, position);  // not weight - weight: a neighbour's may be infinite
   }
   sum.give(pull);
 }

@@ -115,8 +115,8 @@ void pull_outwards(const ScanLines<T>& lines, int line, int channels, const T* r
   for (int d = begin; d < end; d += kLanes<T>) {
     Vector<T> delta = load(product + d);
     for (int k = 0; k < C; ++k) delta -= reference[k] * load(product + (1 + k) * lines.plane + d);
-    const Vector<T> zero = delta - delta;
-    sum.add((delta > T(0)) & (lane < static_cast<T>(end - d)) ? delta : zero, lane + static_cast<T>(d));
+    // Zero outright: the difference of an infinite value, perhaps of the next line, and itself is none.
+    sum.add((delta > T(0)) & (lane < static_cast<T>(end - d)) ? delta : Vector<T>{}, lane + static_cast<T>(d));
   }
   sum.give(pull);
 }

@@ -49,6 +49,8 @@ def needs_no_derivative(*tensors: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:  # make_fx, jit.trace
+        return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 

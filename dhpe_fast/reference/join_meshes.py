@@ -66,7 +66,12 @@ def join_meshes(
     offsets = [0]
     for own in parts:
         offsets.append(offsets[-1] + own.shape[-2])
-    joined = torch.cat([table + offset for table, offset in zip(tables, offsets, strict=False)])
+    # An id that its mesh does not have stays one that no mesh has.
+    moved = [
+        torch.where((table >= 0) & (table < own.shape[-2]), table + offset, -1)
+        for table, own, offset in zip(tables, parts, offsets, strict=False)
+    ]
+    joined = torch.cat(moved)
     counts = torch.tensor([len(table) for table in tables], device=first.device)
     face_mesh = torch.repeat_interleave(torch.arange(len(tables), device=first.device), counts)
     return JoinedMeshes(torch.cat(parts, dim=-2), joined, face_mesh)

@@ -76,7 +76,7 @@ def world(device: str | None) -> Iterator[World]:
         ValueError: if `device` is none.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    where = _device(device)
+    where = check_device(device)
     if size == 1:
         yield World(0, 1, where)
         return
@@ -89,7 +89,8 @@ def world(device: str | None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(name: str | None) -> torch.device:
+def check_device(name: str | None) -> torch.device:
+    """The device of that name; raises ValueError if there is none, see ``world``."""
     own_gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name is None:
         name = own_gpu if torch.cuda.is_available() else "cpu"

@@ -33,7 +33,7 @@ from dhpe_fast.train.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from dhpe_fast.train.distributed import World, world
+from dhpe_fast.train.distributed import World, check_device, world
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.objective import Objective, TrainingObjective
 from dhpe_fast.train.validation import picture_grid, validate
@@ -76,9 +76,12 @@ def train(
     """
     run = Path(run)
     _check_folder(run, config, resume)
-    _draw_data(config)
+    check_device(device)
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    _draw_data(config)  # takes long: whatever can be refused is refused before
     with world(device) as processes:
-        trainer = Trainer(config, run, processes)
+        trainer = Trainer(config, run, processes, model)
         _make_folder(run, config, processes)
         if resume:
             trainer.resume()
@@ -125,10 +128,9 @@ def open_crops(config: TrainConfig, *, training: bool, augmented: bool = False) 
 class Trainer:
     """A run: networks, optimiser, data and progress."""
 
-    def __init__(self, config: TrainConfig, run: Path, processes: World) -> None:
+    def __init__(self, config: TrainConfig, run: Path, processes: World, model: DHPE) -> None:
         self.config, self.run, self.processes = config, run, processes
-        torch.manual_seed(config.seed)
-        model = build_model(config).to(processes.device)
+        model = model.to(processes.device)
         # Without Eq. 3 nothing trains f_J2D.
         model.pose2d.requires_grad_(config.loss.heatmap > 0)
         self.model = model
