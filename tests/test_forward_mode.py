@@ -22,7 +22,9 @@ OWN_KERNELS = [name for name in NAMES if name != "sample_texture"]
 
 
 def test_every_op_is_here():
-    assert {name for name in ops.__all__ if name.islower()} == {*NAMES, "silhouette"} - {"nmr", "edge", "soft"}
+    named = {*NAMES, "silhouette"} - {"nmr", "edge", "soft"}
+    # join_meshes puts tensors side by side: torch has every derivative of it.
+    assert {name for name in ops.__all__ if name.islower()} == named | {"join_meshes"}
     assert set(CALLS) == set(NAMES)
 
 
