@@ -1,7 +1,8 @@
 """Other rasterizers on the job of bench_raster.py, where they can be imported; none is a dependency.
 
-Each draws the same orthographic hands with its public functions, its own conventions and, where it has settings, those
-of its documentation. bench_raster.py compares the picture with this package's own before it times anything.
+Each draws the same orthographic hands with its public functions and, where it has settings, those of its documentation.
+Vertices are brought into its conventions beforehand, and gradients are those of the vertices as it takes them: what is
+timed is its own work. bench_raster.py compares the picture with this package's own before it times anything.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Work:
     leaves: tuple[Tensor, ...]
     """What receives gradients."""
     picture: Callable[[tuple[Tensor, ...]], Tensor]
-    """Of what `run` gave: (B, H, W) bool, covered or not; or (B, H, W, C) values."""
+    """Of what `run` gave: (B, H, W) integers, the number of the face within its mesh or -1; (B, H, W) booleans, covered
+    or not; or (B, H, W, C) values, 0 where nothing is."""
 
 
 def ndc(verts_px: Tensor, image_size: int, x: float, y: float) -> Tensor:
@@ -46,39 +48,53 @@ def ndc(verts_px: Tensor, image_size: int, x: float, y: float) -> Tensor:
 # ---- PyTorch3D: x to the left, y up ----------------------------------------------------------------------------------
 
 
-def _pytorch3d_fragments(scene: Scene, verts_px: Tensor, blur: float, n_faces: int) -> tuple[Tensor, ...]:
+def _pytorch3d_verts(scene: Scene) -> Tensor:
+    return ndc(scene.verts_px, scene.image_size, -1, -1)
+
+
+def _pytorch3d_rasterizer(scene: Scene, blur: float, n_faces: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
     from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
     from pytorch3d.structures import Meshes
 
-    verts = ndc(verts_px, scene.image_size, -1, -1)
-    meshes = Meshes(verts, scene.faces.long().expand(len(verts), -1, -1))
-    return rasterize_meshes(meshes, scene.image_size, blur_radius=blur, faces_per_pixel=n_faces)
+    faces = scene.faces.long().expand(len(scene.verts_px), -1, -1)
+
+    def fragments(verts: Tensor) -> tuple[Tensor, ...]:
+        meshes = Meshes(verts, faces)
+        return rasterize_meshes(meshes, scene.image_size, blur_radius=blur, faces_per_pixel=n_faces)
+
+    return fragments
 
 
 def _pytorch3d_rasterize(scene: Scene) -> Work:
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        face, depth, bary, _ = _pytorch3d_fragments(scene, verts_px, 0.0, 1)
+    fragments = _pytorch3d_rasterizer(scene, 0.0, 1)
+
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
+        face, depth, bary, _ = fragments(verts)
         return face, bary, depth
 
-    return Work(run, (scene.verts_px,), lambda images: images[0][..., 0] >= 0)
+    def picture(images: tuple[Tensor, ...]) -> Tensor:
+        face = images[0][..., 0]  # counted through the batch
+        return torch.where(face < 0, face, face % len(scene.faces))
+
+    return Work(run, (_pytorch3d_verts(scene),), picture)
 
 
 def _pytorch3d_silhouette(scene: Scene, blur: float, n_faces: int) -> Work:
     from pytorch3d.renderer import BlendParams, SoftSilhouetteShader
     from pytorch3d.renderer.mesh.rasterizer import Fragments
 
+    fragments = _pytorch3d_rasterizer(scene, blur, n_faces)
     shader = SoftSilhouetteShader(blend_params=BlendParams(sigma=SIGMA_NDC))
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        fragments = Fragments(*_pytorch3d_fragments(scene, verts_px, blur, n_faces))
-        return (shader(fragments, None)[..., 3],)
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
+        return (shader(Fragments(*fragments(verts)), None)[..., 3],)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+    return Work(run, (_pytorch3d_verts(scene),), lambda images: images[0] > 0.5)
 
 
 def _pytorch3d_hard(scene: Scene) -> Work:
     work = _pytorch3d_silhouette(scene, 0.0, 1)
-    # One face a pixel: 1/2 on its outline, and 0 where no face is.
+    # One face a pixel: 1/2 on the face's outline, and 0 where no face is.
     return Work(work.run, work.leaves, lambda images: images[0] > 0)
 
 
@@ -89,10 +105,11 @@ def _pytorch3d_soft(scene: Scene) -> Work:
 def _pytorch3d_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
     from pytorch3d.ops import interpolate_face_attributes
 
-    face, _, bary, _ = _pytorch3d_fragments(scene, scene.verts_px, 0.0, 1)
+    face, _, bary, _ = _pytorch3d_rasterizer(scene, 0.0, 1)(_pytorch3d_verts(scene))
+    faces = scene.faces.long()
 
     def run(colours: Tensor, bary: Tensor) -> tuple[Tensor, ...]:
-        corners = colours[:, scene.faces.long()].flatten(0, 1)  # (B F, 3, 3)
+        corners = colours[:, faces].flatten(0, 1)  # (B F, 3, 3)
         return (interpolate_face_attributes(face, bary, corners)[..., 0, :],)
 
     return Work(run, (colours, bary), lambda images: images[0])
@@ -101,41 +118,39 @@ def _pytorch3d_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
 # ---- DRTK: the centre of the first pixel is the origin ---------------------------------------------------------------
 
 
-def _drtk_verts(verts_px: Tensor) -> Tensor:
-    return verts_px - verts_px.new_tensor([0.5, 0.5, 0])
+def _drtk_verts(scene: Scene) -> Tensor:
+    return scene.verts_px - scene.verts_px.new_tensor([0.5, 0.5, 0])
 
 
 def _drtk_rasterize(scene: Scene) -> Work:
     import drtk
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        verts = _drtk_verts(verts_px)
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
         face = drtk.rasterize(verts, scene.faces, scene.image_size, scene.image_size)
         depth, bary = drtk.render(verts, scene.faces, face)
         return face, bary, depth
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] >= 0)
+    return Work(run, (_drtk_verts(scene),), lambda images: images[0])
 
 
 def _drtk_silhouette(scene: Scene) -> Work:
     import drtk
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        verts = _drtk_verts(verts_px)
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
         face = drtk.rasterize(verts, scene.faces, scene.image_size, scene.image_size)
-        _, bary = drtk.render(verts, scene.faces, face)
         mask = (face >= 0)[:, None].to(verts.dtype)
-        return (drtk.edge_grad_estimator(verts, scene.faces, bary, mask, face)[:, 0],)
+        if torch.is_grad_enabled():  # the estimator gives back the picture as it is: only gradients need it
+            _, bary = drtk.render(verts, scene.faces, face)
+            mask = drtk.edge_grad_estimator(verts, scene.faces, bary, mask, face)
+        return (mask[:, 0],)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+    return Work(run, (_drtk_verts(scene),), lambda images: images[0] > 0.5)
 
 
 def _drtk_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
     import drtk
 
-    verts = _drtk_verts(scene.verts_px)
-    face = drtk.rasterize(verts, scene.faces, scene.image_size, scene.image_size)
-    _, bary = drtk.render(verts, scene.faces, face)
+    face, bary, _ = _drtk_rasterize(scene).run(_drtk_verts(scene))
 
     def run(colours: Tensor, bary: Tensor) -> tuple[Tensor, ...]:
         return (drtk.interpolate(colours, scene.faces, face, bary),)
@@ -148,8 +163,8 @@ def _drtk_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
 # ---- nvdiffrast: clip space, rows as in the image --------------------------------------------------------------------
 
 
-def _nvdiffrast_clip(verts_px: Tensor, image_size: int) -> Tensor:
-    verts = ndc(verts_px, image_size, 1, 1)
+def _nvdiffrast_clip(scene: Scene) -> Tensor:  # (B, V, 4)
+    verts = ndc(scene.verts_px, scene.image_size, 1, 1)
     depth = verts[..., 2:] - 2  # around 0, within [-1, 1]
     return torch.cat([verts[..., :2], depth, torch.ones_like(depth)], -1)
 
@@ -159,11 +174,11 @@ def _nvdiffrast_rasterize(scene: Scene) -> Work:
 
     context, size = dr.RasterizeCudaContext(), (scene.image_size, scene.image_size)
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        raster, _ = dr.rasterize(context, _nvdiffrast_clip(verts_px, scene.image_size), scene.faces, size)
+    def run(clip: Tensor) -> tuple[Tensor, ...]:
+        raster, _ = dr.rasterize(context, clip, scene.faces, size)
         return (raster,)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0][..., 3] > 0)
+    return Work(run, (_nvdiffrast_clip(scene),), lambda images: images[0][..., 3].int() - 1)
 
 
 def _nvdiffrast_silhouette(scene: Scene) -> Work:
@@ -171,19 +186,18 @@ def _nvdiffrast_silhouette(scene: Scene) -> Work:
 
     context, size = dr.RasterizeCudaContext(), (scene.image_size, scene.image_size)
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        clip = _nvdiffrast_clip(verts_px, scene.image_size)
+    def run(clip: Tensor) -> tuple[Tensor, ...]:
         raster, _ = dr.rasterize(context, clip, scene.faces, size, grad_db=False)
         mask = (raster[..., 3:] > 0).to(clip.dtype)
         return (dr.antialias(mask, raster, clip, scene.faces)[..., 0],)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+    return Work(run, (_nvdiffrast_clip(scene),), lambda images: images[0] > 0.5)
 
 
 def _nvdiffrast_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
     import nvdiffrast.torch as dr
 
-    (raster,) = _nvdiffrast_rasterize(scene).run(scene.verts_px)
+    (raster,) = _nvdiffrast_rasterize(scene).run(_nvdiffrast_clip(scene))
 
     def run(colours: Tensor, raster: Tensor) -> tuple[Tensor, ...]:
         return (dr.interpolate(colours, raster, scene.faces)[0],)
@@ -194,38 +208,44 @@ def _nvdiffrast_interpolate(scene: Scene, colours: Tensor) -> Work:  # (B, V, 3)
 # ---- neural_renderer and SoftRas: y up -------------------------------------------------------------------------------
 
 
-def _face_corners(scene: Scene, verts_px: Tensor) -> Tensor:  # (B, F, 3, 3)
-    return ndc(verts_px, scene.image_size, 1, -1)[:, scene.faces.long()]
+def _verts_y_up(scene: Scene) -> Tensor:
+    return ndc(scene.verts_px, scene.image_size, 1, -1)
 
 
 def _neural_renderer_silhouette(scene: Scene) -> Work:
     from neural_renderer.rasterize import rasterize_silhouettes
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        corners = _face_corners(scene, verts_px)
+    faces = scene.faces.long()
+
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
+        corners = verts[:, faces]
         both_sides = torch.cat([corners, corners.flip(2)], 1)
         return (rasterize_silhouettes(both_sides, scene.image_size, anti_aliasing=False),)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+    return Work(run, (_verts_y_up(scene),), lambda images: images[0] > 0.5)
 
 
 def _soft_renderer_silhouette(scene: Scene) -> Work:
     from soft_renderer.functional import soft_rasterize
 
-    def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        corners = _face_corners(scene, verts_px)
+    faces = scene.faces.long()
+
+    def run(verts: Tensor) -> tuple[Tensor, ...]:
+        corners = verts[:, faces]
         texture = torch.ones_like(corners[:, :, :1])
         # "hard" colours: only the silhouette is asked for.
         image = soft_rasterize(corners, texture, scene.image_size, sigma_val=SIGMA_NDC, aggr_func_rgb="hard")
         return (image[:, 3],)
 
-    return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
+    return Work(run, (_verts_y_up(scene),), lambda images: images[0] > 0.5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 CUDA_ONLY = ("nvdiffrast", "neural_renderer", "soft_renderer")
 PEERS = ("pytorch3d", "drtk", *CUDA_ONLY)
+SECONDS_AN_IMAGE = {("cpu", "pytorch3d")}
+"""Peers that take so long on a device that a batch is not timed: this one tries every face at every pixel."""
 
 RENDERINGS: dict[tuple[str, str], Callable[[Scene], Work]] = {
     ("rasterize", "pytorch3d"): _pytorch3d_rasterize,
@@ -253,7 +273,8 @@ def does(job: str, peer: str) -> bool:
     return peer in INTERPOLATIONS if job == "interpolate" else (job, peer) in RENDERINGS
 
 
-def at_hand(device: str) -> tuple[str, ...]:
-    """The peers that are installed and run on this device."""
+def at_hand(device: str, batch: int = 1) -> tuple[str, ...]:
+    """The peers that are installed, run on this device, and are through with so many images in time."""
     installed = [peer for peer in PEERS if importlib.util.find_spec(peer) is not None]
-    return tuple(peer for peer in installed if device == "cuda" or peer not in CUDA_ONLY)
+    able = [peer for peer in installed if device == "cuda" or peer not in CUDA_ONLY]
+    return tuple(peer for peer in able if batch == 1 or (device, peer) not in SECONDS_AN_IMAGE)

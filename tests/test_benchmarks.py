@@ -13,7 +13,7 @@ import work_counts
 from bench_raster import JOBS, check_same_picture, timed_call, work_of
 from common import RESULTS, rounds_within, time_ms
 from peaks import Caches, Peaks
-from raster_peers import PEERS, RENDERINGS, ndc
+from raster_peers import PEERS, RENDERINGS, at_hand, ndc
 from readme_goals import FASTEST, Goal
 from roofline import floor, reading_rates, with_joints, with_verts
 from scene import Scene, hands_in_view, with_finer_faces
@@ -64,6 +64,13 @@ def test_peers_are_given_the_corners_of_the_image_where_they_expect_them():
     assert ndc(corners, 8, 1, 1).tolist() == [[[-1, -1, 2], [1, 1, 2]]]  # nvdiffrast
     assert ndc(corners, 8, 1, -1).tolist() == [[[-1, 1, 2], [1, -1, 2]]]  # neural_renderer, SoftRas
     assert {peer for _, peer in RENDERINGS} == set(PEERS)
+
+
+def test_a_peer_that_takes_seconds_an_image_is_not_given_a_batch(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # all are installed
+    assert at_hand("cpu") == ("pytorch3d", "drtk")
+    assert at_hand("cpu", 32) == ("drtk",)
+    assert at_hand("cuda", 32) == PEERS
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
