@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "raster/edge_math.h"
+#include "raster/edge_cells.h"
 #include "raster/raster_tensors.h"
 
 namespace dhpe {
@@ -153,11 +153,12 @@ void draw(const EdgeForward<T>& p, const MeshEdges& edges, int64_t begin, int64_
   Sweeper<T> sweeper(p.mesh, p.options, edges);
   CoverageRow coverage(p.mesh.width);
   auto sink = coverage.sink();
+  CellSweep<decltype(sink)> cells;
   for (int64_t image = begin; image < end; ++image) {
     T* mask = p.mask + image * height * width;
     std::fill_n(mask, height * width, T(0));
     sweeper.visit_rows(image, [&](int row, const ContourEdge*, Piece* pieces, int count, int32_t* order) {
-      sweep_row(pieces, count, order, sink);
+      cells.sweep(pieces, count, order, p.mesh.width, sink);
       coverage.write_and_clear(mask + row * width);
     });
   }
@@ -172,12 +173,13 @@ void draw_backward(const EdgeBackward<T>& p, const MeshEdges& edges, int64_t beg
     grad[2 * static_cast<int64_t>(vertex)] += gx;
     grad[2 * static_cast<int64_t>(vertex) + 1] += gy;
   };
+  CellSweep<GradientSink<T, decltype(add)>> cells;
   for (int64_t image = begin; image < end; ++image) {
     std::fill(grad.begin(), grad.end(), 0);
     const T* grad_mask = p.grad_mask + image * height * width;
     sweeper.visit_rows(image, [&](int row, const ContourEdge* contours, Piece* pieces, int count, int32_t* order) {
       GradientSink<T, decltype(add)> sink = {contours, grad_mask + row * width, row, p.mesh.width, add};
-      sweep_row(pieces, count, order, sink);
+      cells.sweep(pieces, count, order, p.mesh.width, sink);
     });
     T* grad_verts = p.grad_verts + image * p.mesh.n_verts * 3;
     for (int64_t v = 0; v < p.mesh.n_verts; ++v) {
