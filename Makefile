@@ -7,6 +7,8 @@
 #   make format   let both rewrite the files
 #   make cuda     compile the CUDA kernels for sm_80 and sm_90; skipped where there is no nvcc
 #   make bench    the benchmarks; tables go to bench/results
+#   make gpu-check  on a machine with a GPU and nvcc: every test and sanitizer on that GPU
+#   make gpu-bench  there, too: the benchmarks of the kernels, tables named by the device
 #   make clean    remove everything that the targets above made
 #
 # Variables, for instance `make test PYTHON=python3.12 PYTEST_ARGS="-k lbs"`:
@@ -29,9 +31,10 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o 
 SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette silhouette_edge silhouette_soft \
 	interpolate visibility_gradient instruction_sets))
 
+GPU_BENCHES := bench_lbs bench_raster
 BENCH_SCRIPTS := roofline scaling keypoint_fit silhouette_area silhouette_recovery
 
-.PHONY: help demo test sanitize lint format cuda bench clean install
+.PHONY: help demo test sanitize lint format cuda bench gpu-check gpu-bench gpu-install clean install
 .DELETE_ON_ERROR:
 
 help:
@@ -91,6 +94,20 @@ bench: install
 	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
 	$(BIN)/pytest bench --benchmark-only -q
 	for script in $(BENCH_SCRIPTS); do $(BIN)/python bench/$$script.py || exit 1; done
+	$(BIN)/python bench/readme_table.py
+
+# A build for the GPU at hand, and a torch that has CUDA.
+gpu-install: $(VENV)/.tools
+	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available()' || { \
+	  echo "no GPU: torch $$($(BIN)/python -c 'import torch; print(torch.__version__)') sees no CUDA device" >&2; exit 1; }
+	DHPE_CUDA=ON DHPE_CUDA_ARCHS=native $(BIN)/pip install -q -c $(CONSTRAINTS) --no-build-isolation ".[dev]"
+
+gpu-check: gpu-install
+	tests/gpu_check.sh $(abspath $(BIN))/python
+
+gpu-bench: gpu-install
+	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
+	for script in $(GPU_BENCHES); do $(BIN)/python -m pytest -q --benchmark-only bench/$$script.py || exit 1; done
 	$(BIN)/python bench/readme_table.py
 
 install: $(VENV)/.installed

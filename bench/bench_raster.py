@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import raster_peers
 import torch
+from common import DEVICE
 from raster_peers import PEERS, SIGMA_NDC, Work
 from scene import Scene, hands_in_view
 from timings import Case, Timings
@@ -35,8 +36,7 @@ from dhpe_fast import ops, reference
 RESULT = "raster"
 IMAGE_SIZE = 224
 SIGMA_PX = SIGMA_NDC * (IMAGE_SIZE / 2) ** 2
-BATCHES = (1, 32)
-DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+BATCHES = (1, 32) if DEVICE == "cpu" else (1, 32, 256)
 MODES = ("nmr", "edge", "soft")
 JOBS = ("rasterize", *MODES, "interpolate")
 DIRECTIONS = ("forward", "backward")
@@ -84,21 +84,20 @@ def work_of(job: str, implementation: str, scene: Scene) -> Work:
     return (_rasterize if job == "rasterize" else _interpolate)(package, scene)
 
 
-def _implementations(device: str, job: str, direction: str, batch: int) -> list[str]:
+def _implementations(job: str, direction: str, batch: int) -> list[str]:
     names = ["ops"]
     # The twins are written to be read, and take seconds. That of "soft" holds every face at every pixel: 12 GB.
     if batch == 1 and direction == "forward" and job != "soft":
         names.append("reference")
-    return names + [peer for peer in raster_peers.at_hand(device, batch) if raster_peers.does(job, peer)]
+    return names + [peer for peer in raster_peers.at_hand(DEVICE, batch) if raster_peers.does(job, peer)]
 
 
 CASES = [
-    Case(device, job, direction, batch, implementation)
-    for device in DEVICES
+    Case(DEVICE, job, direction, batch, implementation)
     for job in JOBS
     for batch in BATCHES
     for direction in DIRECTIONS
-    for implementation in _implementations(device, job, direction, batch)
+    for implementation in _implementations(job, direction, batch)
 ]
 OWN_CASES = sum(case.implementation not in PEERS for case in CASES)
 
@@ -114,14 +113,12 @@ def test_draw_hands(benchmark: Any, timings: Timings, case: Case):
 
 
 def timed_call(work: Work, case: Case) -> Callable[[], None]:
-    """The call that is timed: once through `work`, forth or forth and back, until the device is done."""
-    wait = torch.cuda.synchronize if case.device == "cuda" else lambda: None
+    """The call that is timed: once through `work`, forth or forth and back."""
     if case.direction == "forward":
 
         def call() -> None:
             with torch.no_grad():
                 work.run(*work.leaves)
-            wait()
 
         return call
 
@@ -136,7 +133,6 @@ def timed_call(work: Work, case: Case) -> Callable[[], None]:
         images = work.run(*leaves)
         seen, given = zip(*[pair for pair in zip(images, upstream, strict=True) if pair[1] is not None], strict=True)
         torch.autograd.grad(seen, leaves, given)
-        wait()
 
     return call
 

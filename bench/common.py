@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,8 @@ import dhpe_fast
 from dhpe_fast.doctor import cpu_name
 
 RESULTS = Path(__file__).with_name("results")
+DEVICE = os.environ.get("DHPE_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+"""What a benchmark measures: the GPU where there is one."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 20000
 QUIET_LOAD = 0.5
 _LOAD_BEFORE = os.getloadavg()[0]
@@ -72,6 +76,24 @@ def time_ms(call: Callable[[], Any], seconds: float, device: torch.device | str 
     return times
 
 
+def device_times_ms(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Milliseconds that the GPU takes for each of as many calls as fit into so many seconds, by its own clock.
+
+    Calls are queued without waiting in between: what the CPU does counts only where it cannot keep the GPU busy.
+    """
+    rounds = rounds_within(seconds, lambda: (call(), torch.cuda.synchronize()))
+    for _ in range(rounds // 10):
+        call()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Median, interquartile range and 90th percentile."""
     low, median, high, p90 = np.percentile(np.asarray(values, dtype=np.float64), (25, 50, 75, 90))
@@ -86,11 +108,19 @@ def noise_warning() -> str:
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Writes bench/results/NAME.json and returns its path."""
+    """Writes bench/results/NAME.json, on a GPU NAME_device.json, and returns its path."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = result_path(name)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def result_path(name: str) -> Path:
+    """Where a result goes: figures of another device never replace those of the CPU."""
+    if DEVICE == "cpu":
+        return RESULTS / f"{name}.json"
+    device = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower())
+    return RESULTS / f"{name}_{device}.json"
 
 
 def _do_nothing() -> None:

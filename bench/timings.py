@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from common import noise_warning, rounds_within, run_facts, write_result
+import numpy as np
+from common import DEVICE, device_times_ms, noise_warning, result_path, rounds_within, run_facts, write_result
 
 SECONDS = 1.0
 """Budget of a case; at least three rounds are timed."""
@@ -49,10 +49,16 @@ class Timings:
         self.taken: list[Timing] = []
 
     def measure(self, benchmark: Any, case: Case, call: Callable[[], Any]) -> None:
-        """Times calls with pytest-benchmark's fixture; calls once where benchmarks are disabled."""
+        """Times calls with pytest-benchmark's fixture, on a GPU by the device's clock; calls once where disabled."""
         benchmark.group = f"{case.device} {case.job} {case.direction} B={case.batch}"
         if benchmark.disabled:
             benchmark(call)
+            return
+        if case.device == "cuda":
+            benchmark.pedantic(call)
+            times = device_times_ms(call, SECONDS)
+            low, median, high = np.percentile(times, (25, 50, 75))
+            self.taken.append(Timing(case, float(median), float(high - low), len(times)))
             return
         rounds = rounds_within(SECONDS, call)
         benchmark.pedantic(call, rounds=rounds, warmup_rounds=rounds // 10)
@@ -64,9 +70,9 @@ class Timings:
         rows = self.rows()
         text = noise_warning() + as_text(rows, self.peers)
         if sum(timing.case.implementation not in self.peers for timing in self.taken) < self.own_cases:
-            return f"{text}\nnot all cases ran: bench/results/{self.result}.json is left as it was"
+            return f"{text}\nnot all cases ran: {result_path(self.result)} is left as it was"
         found = {timing.case.implementation for timing in self.taken}
-        facts = run_facts("cuda" if torch.cuda.is_available() else "cpu")
+        facts = run_facts(DEVICE)
         absent = [peer for peer in self.peers if peer not in found]
         path = write_result(self.result, {"run": facts, "peers_absent": absent, "rows": rows})
         return "\n".join([text, *([f"not at hand: {', '.join(absent)}"] if absent else []), f"-> {path}"])

@@ -4,7 +4,7 @@
 
 #include <cuda_pipeline_primitives.h>
 
-#include "common/cuda_launch.h"
+#include "common/warp.h"
 #include "lbs/lbs_math.h"
 
 namespace dhpe {
@@ -63,9 +63,6 @@ bool in_pairs(const LbsModel<T>& m) {
 
 // ---- Device code ----------------------------------------------------------------------------------------------------
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
 // Row k of the basis lies k * 3 V elements from here: walking down the rows costs no multiplication.
 template <typename T>
 __device__ __forceinline__ const T* basis_origin(const LbsModel<T>& m, int k) {
@@ -77,13 +74,6 @@ template <typename T>
 __device__ __forceinline__ int slot_joint(const LbsModel<T>& m, int64_t slot) {
   const int joint = m.skin_joints[slot];
   return joint < 0 || joint >= m.n_joints ? 0 : joint;
-}
-
-// Sums over `kLanes` neighbouring lanes, in a fixed order; every lane of them gets the sum.
-template <int kLanes, typename T>
-__device__ __forceinline__ T sum_over_lanes(T value) {
-  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
 }
 
 // Elements that lie aligned to their vector of up to 16 bytes, in shared or global memory.

@@ -328,15 +328,17 @@ Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor f
     if (B == 0 || F == 0 || V == 0) return;
     ContourFinder<scalar_t> finder(op, mesh, options, stream);
     const int64_t band_bytes = deterministic ? 2 * static_cast<int64_t>(sizeof(double)) * V : 0;
-    RowTasks tasks = row_tasks(finder.slice, p.mesh.height, p.mesh.width, band_bytes);
+    const int64_t affordable = band_bytes > 0 ? std::max<int64_t>(kBandBytes / band_bytes, 1) : finder.slice;
+    const int64_t slice = std::min(finder.slice, affordable);
+    RowTasks tasks = row_tasks(slice, p.mesh.height, p.mesh.width, band_bytes);
     Tensor pending = torch::stable::new_empty(verts_px, {tasks.count()}, ScalarType::Byte);
     tasks.pending = pending.mutable_data_ptr<uint8_t>();
     Tensor bands = torch::stable::new_empty(verts_px, {tasks.count() * band_bytes}, ScalarType::Byte);
     double* of_bands = deterministic ? reinterpret_cast<double*>(bands.mutable_data_ptr<uint8_t>()) : nullptr;
     const RowLaunches launches(verts_px, 3 * F, tasks.count(), 0);
-    for (int64_t first = 0; first < B; first += finder.slice) {
+    for (int64_t first = 0; first < B; first += slice) {
       tasks.first_image = first;
-      tasks.n_images = std::min(finder.slice, B - first);
+      tasks.n_images = std::min(slice, B - first);
       finder.find(first, tasks.n_images);
       zero_async(of_bands, tasks.count() * band_bytes, stream);
       launches.run([&](const RowLaunch& rows, unsigned blocks) {

@@ -75,7 +75,7 @@ template <typename T>
 __device__ T sum_of_own_value(const T* part) {
   T own = 0;
   for (int k = 0; k < kFaceValues; ++k) {
-    const T sum = sum_over_warp(part[k]);
+    const T sum = sum_over_lanes<kWarp>(part[k]);
     if (lane_of() == k) own = sum;
   }
   return own;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kLargeThreads) large_face_gradients(Body body,
 template <typename T>
 __device__ void put_vertex_gradient(T* sum, T* grad_vertex) {
   for (int k = 0; k < 3; ++k) {
-    sum[k] = sum_over_warp(sum[k]);
+    sum[k] = sum_over_lanes<kWarp>(sum[k]);
     if (lane_of() == 0) grad_vertex[k] = sum[k];
   }
 }

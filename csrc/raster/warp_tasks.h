@@ -4,15 +4,13 @@
 
 #include <cstdint>
 
-#include "common/cuda_launch.h"
+#include "common/warp.h"
 
 namespace dhpe {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
 constexpr int kTaskThreads = kWarp * kWarpsPerBlock;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxGrid = 1 << 20;  // larger tasks loop
 
 inline unsigned warp_blocks(int64_t warps) {
@@ -29,12 +27,6 @@ __device__ inline int lane_of() { return threadIdx.x % kWarp; }
 
 // Of those lanes that have voted, how many come before this one.
 __device__ inline int votes_before(unsigned votes) { return __popc(votes & ((1u << lane_of()) - 1)); }
-
-template <typename T>
-__device__ T sum_over_warp(T value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
-}
 
 __device__ inline int min_over_warp(int value) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
