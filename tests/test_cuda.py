@@ -1,4 +1,4 @@
-"""What must hold for every op on a GPU: the CPU's answer, streams, graphs, compilation, a second device; and whole jobs.
+"""What must hold for every op on a GPU: the CPU's answer, streams, graphs, a second device; and whole jobs.
 
 Each op's own tests say more about it. `make gpu-check` runs all of them, and these under compute-sanitizer as well.
 """
