@@ -1,31 +1,9 @@
 #include <algorithm>
 #include <memory>
 
-#include "common/simd.h"
-#include "lbs/lbs_tensors.h"
+#include "lbs/lbs_kernels.h"
 
 namespace dhpe {
-
-#define DHPE_LBS_KERNELS                                                                                            \
-  void lbs_joint_range(const int32_t* joints, int64_t count, int32_t& low, int32_t& high);                          \
-  template <typename T>                                                                                             \
-  void lbs_group_forward(const LbsForward<T>& p, int64_t begin, int64_t end);                                       \
-  template <typename T>                                                                                             \
-  void lbs_group_backward(const LbsBackward<T>& p, int64_t begin, int64_t end);                                     \
-  template <typename T>                                                                                             \
-  void lbs_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed);          \
-  template <typename T>                                                                                             \
-  void lbs_verts(const LbsForward<T>& p, int64_t hand, const PosedHand<T>& posed, int64_t begin, int64_t end);      \
-  template <typename T>                                                                                             \
-  void lbs_backward_pose(const LbsModel<T>& m, const T* pose, bool is_matrix, const T* betas, PosedHand<T>& posed); \
-  template <typename T>                                                                                             \
-  void lbs_backward_half(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, int half,                \
-                         VertexSums<T>& sums);                                                                      \
-  template <typename T>                                                                                             \
-  void lbs_backward_finish(const LbsBackward<T>& p, int64_t hand, const PosedHand<T>& posed, VertexSums<T>* halves)
-DHPE_DECLARE_SIMD(DHPE_LBS_KERNELS)
-#undef DHPE_LBS_KERNELS
-
 namespace {
 
 // Up to so many hands go one by one, threads sharing the vertices of each. More go in groups, whatever the number of
@@ -87,20 +65,8 @@ void backward(const LbsBackward<T>& p, int64_t B) {
   }
 }
 
-// The kernels index by these values: a wrong one would read out of bounds.
-void check_indices(const char* op, const LbsModelTensors& m) {
-  const int64_t J = m.parents.size(0);
-  const int32_t* parents = m.parents.const_data_ptr<int32_t>();
-  for (int64_t j = 1; j < J; ++j)
-    STD_TORCH_CHECK(parents[j] >= 0 && parents[j] < j, op, ": parents[", j, "] = ", parents[j],
-                    ", expected an earlier joint");
-  int32_t low, high;
-  DHPE_CALL_SIMD(lbs_joint_range, m.skin_joints.const_data_ptr<int32_t>(), m.skin_joints.numel(), low, high);
-  STD_TORCH_CHECK(low >= 0 && high < J, op, ": skin_joints holds ", low < 0 ? low : high, ", expected 0 to ", J - 1);
-}
-
 LbsForwardTensors forward(LbsModelTensors model, const Tensor& pose, const Tensor& betas, bool keep_bent) {
-  check_indices("lbs", model);
+  check_lbs_indices("lbs", model);
   // One by one, hands need a place for it anyway.
   LbsForwardTensors tensors(std::move(model), pose, betas, keep_bent || pose.size(0) <= kSharedHands);
   DHPE_DISPATCH_FLOATING(pose, [&] { forward(tensors.params<scalar_t>(), pose.size(0)); });
@@ -131,7 +97,7 @@ std::tuple<Tensor, Tensor> lbs_backward_cpu(Tensor grad_verts, Tensor grad_joint
                                             Tensor skin_weights, Tensor parents) {
   LbsModelTensors model("_lbs_backward", pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs,
                         skin_joints, skin_weights, parents);
-  check_indices("_lbs_backward", model);
+  check_lbs_indices("_lbs_backward", model);
   const LbsBackwardTensors tensors(std::move(model), grad_verts, grad_joints, bent, pose, betas);
   DHPE_DISPATCH_FLOATING(pose, [&] { backward(tensors.params<scalar_t>(), pose.size(0)); });
   return {tensors.grad_pose, tensors.grad_betas};

@@ -11,21 +11,43 @@ namespace {
 // 30 hands; backward, where both paths have further launches, again near 30.
 constexpr int64_t kTiledBatch = 32;
 
+}  // namespace
+
+template <typename T>
+void launch_forward(const LbsForward<T>& p, int64_t B, const Tensor& like, cudaStream_t stream) {
+  if (B < kTiledBatch) {
+    launch_fused_forward(p, B, stream);
+  } else {
+    const Tensor scratch = new_dense(like, {tiled_forward_scratch(p.model, B)});
+    launch_tiled_forward(p, B, scratch.mutable_data_ptr<T>(), stream);
+  }
+}
+
+template <typename T>
+void launch_backward(const LbsBackward<T>& p, int64_t B, const Tensor& like, cudaStream_t stream) {
+  const bool is_tiled = B >= kTiledBatch;
+  const Tensor scratch =
+      new_dense(like, {is_tiled ? tiled_backward_scratch(p.model, B) : fused_backward_scratch(p.model, B)});
+  T* at = scratch.mutable_data_ptr<T>();
+  is_tiled ? launch_tiled_backward(p, B, at, stream) : launch_fused_backward(p, B, at, stream);
+}
+
+#define DHPE_INSTANTIATE(T)                                                                    \
+  template void launch_forward<T>(const LbsForward<T>&, int64_t, const Tensor&, cudaStream_t); \
+  template void launch_backward<T>(const LbsBackward<T>&, int64_t, const Tensor&, cudaStream_t);
+DHPE_INSTANTIATE(float)
+DHPE_INSTANTIATE(double)
+#undef DHPE_INSTANTIATE
+
+namespace {
+
 LbsForwardTensors forward(LbsModelTensors model, const Tensor& pose, const Tensor& betas, bool keep_bent) {
   const torch::stable::accelerator::DeviceGuard guard(pose.get_device_index());
   LbsForwardTensors tensors(std::move(model), pose, betas, keep_bent);
   const int64_t B = pose.size(0);
   if (B == 0) return tensors;
   const cudaStream_t stream = current_stream(pose);
-  DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsForward<scalar_t> p = tensors.params<scalar_t>();
-    if (B < kTiledBatch) {
-      launch_fused_forward(p, B, stream);
-    } else {
-      const Tensor scratch = new_dense(tensors.verts, {tiled_forward_scratch(p.model, B)});
-      launch_tiled_forward(p, B, scratch.mutable_data_ptr<scalar_t>(), stream);
-    }
-  });
+  DHPE_DISPATCH_FLOATING(pose, [&] { launch_forward(tensors.params<scalar_t>(), B, tensors.verts, stream); });
   return tensors;
 }
 
@@ -58,14 +80,7 @@ std::tuple<Tensor, Tensor> lbs_backward_cuda(Tensor grad_verts, Tensor grad_join
   const int64_t B = pose.size(0);
   if (B == 0) return {tensors.grad_pose, tensors.grad_betas};
   const cudaStream_t stream = current_stream(pose);
-  DHPE_DISPATCH_FLOATING(pose, [&] {
-    const LbsBackward<scalar_t> p = tensors.params<scalar_t>();
-    const bool is_tiled = B >= kTiledBatch;
-    const int64_t size = is_tiled ? tiled_backward_scratch(p.model, B) : fused_backward_scratch(p.model, B);
-    const Tensor scratch = new_dense(tensors.bent, {size});
-    scalar_t* at = scratch.mutable_data_ptr<scalar_t>();
-    is_tiled ? launch_tiled_backward(p, B, at, stream) : launch_fused_backward(p, B, at, stream);
-  });
+  DHPE_DISPATCH_FLOATING(pose, [&] { launch_backward(tensors.params<scalar_t>(), B, tensors.bent, stream); });
   return {tensors.grad_pose, tensors.grad_betas};
 }
 

@@ -11,6 +11,13 @@ namespace dhpe {
 
 // ---- Launchers: each path tells how many elements of scratch memory it wants ----------------------------------------
 
+// By the path that serves the batch (lbs_cuda.cu), for B > 0 hands; scratch memory lies beside `like`. The host never
+// waits: a stream that is being captured into a graph will do.
+template <typename T>
+void launch_forward(const LbsForward<T>& p, int64_t B, const Tensor& like, cudaStream_t stream);
+template <typename T>
+void launch_backward(const LbsBackward<T>& p, int64_t B, const Tensor& like, cudaStream_t stream);
+
 // Small batches (lbs_cuda_fused.cu).
 template <typename T>
 void launch_fused_forward(const LbsForward<T>& p, int64_t B, cudaStream_t stream);

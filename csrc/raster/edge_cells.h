@@ -50,7 +50,7 @@ class CellSweep {
     if (std::none_of(pieces_.begin(), pieces_.end(), is_outside)) return 0;
     const size_t count = pieces_.size();
     add_right_side(0, count, kOutside);
-    if constexpr (!Sink::kWantsFlat)
+    if constexpr (Sink::kWantsLeft)
       for (size_t i = count; i < pieces_.size() && !is_edge(pieces_[i]); ++i) {
         const Piece& outside = pieces_[i];
         if (outside.jump > 0) sink.border(outside, 1, outside.v0, outside.v1);

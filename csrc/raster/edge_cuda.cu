@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "raster/edge_contours.h"
+#include "raster/silhouette_cuda.h"
 
 namespace dhpe {
 namespace {
@@ -274,6 +275,8 @@ inline RowTasks row_tasks(int64_t n_images, int height, int width, int64_t task_
   return {0, n_images, height, width, (height + rows - 1) / rows, rows, nullptr};
 }
 
+}  // namespace
+
 Tensor silhouette_edge_cuda(Tensor verts_px, Tensor faces, int64_t height, int64_t width, std::optional<double> z_near,
                             bool fill_back) {
   const char* op = "silhouette_edge";
@@ -356,7 +359,6 @@ Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor f
   return grad_verts;
 }
 
-}  // namespace
 }  // namespace dhpe
 
 STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CUDA, m) {

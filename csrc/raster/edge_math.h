@@ -223,7 +223,7 @@ DHPE_HD int next_crossing(const Piece* pieces, const int32_t* order, int active,
 }
 
 // Finds the union's outline within a row. `pieces` are its contour edges in any order; `order` is room for as many
-// indices.
+// indices. A sink says whether it wants horizontal borders, and borders that lie to the left of the image.
 template <typename Sink>
 DHPE_HD void sweep_row(Piece* pieces, int count, int32_t* order, Sink& sink) {
   int active = 0;
@@ -249,7 +249,7 @@ DHPE_HD void sweep_row(Piece* pieces, int count, int32_t* order, Sink& sink) {
 // Adds up coverage: alpha of column j is cover[0] + ... + cover[j] + area[j].
 template <typename Touch>
 struct CoverageSink {
-  static constexpr bool kWantsFlat = false;
+  static constexpr bool kWantsFlat = false, kWantsLeft = true;
   double* cover;  // (width + 1,)
   double* area;   // (width + 1,)
   int width;
@@ -273,7 +273,7 @@ struct CoverageSink {
 // Adds up the gradient: add(vertex, dL/dx, dL/dy).
 template <typename T, typename Add>
 struct GradientSink {
-  static constexpr bool kWantsFlat = true;
+  static constexpr bool kWantsFlat = true, kWantsLeft = false;
   const ContourEdge* edges;
   const T* grad_row;  // (width,) dL/dalpha
   int row, width;

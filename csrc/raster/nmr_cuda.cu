@@ -3,6 +3,7 @@
 #include "raster/face_gradients.h"
 #include "raster/nmr_math.h"
 #include "raster/raster_tensors.h"
+#include "raster/silhouette_cuda.h"
 
 namespace dhpe {
 namespace {
@@ -148,6 +149,8 @@ struct PullTensors {
   }
 };
 
+}  // namespace
+
 Tensor silhouette_nmr_backward_cuda(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
                                     bool deterministic) {
   const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, face_index.size(1), face_index.size(2));
@@ -178,7 +181,6 @@ Tensor silhouette_nmr_backward_cuda(Tensor grad_mask, Tensor face_index, Tensor 
   return grad_verts;
 }
 
-}  // namespace
 }  // namespace dhpe
 
 STABLE_TORCH_LIBRARY_IMPL(dhpe_fast, CUDA, m) {

@@ -1,25 +1,8 @@
-#include <algorithm>
-#include <cstddef>
-#include <memory>
-
 #include "raster/raster_bands.h"
+#include "raster/raster_kernels.h"
 #include "raster/raster_tensors.h"
 
 namespace dhpe {
-
-#define DHPE_RASTER_KERNELS                                                                                         \
-  template <typename T>                                                                                             \
-  void rasterize_rows(const RasterForward<T>& p, const FaceRows* rows, void* scratch, int64_t image, int row_begin, \
-                      int row_end);                                                                                 \
-  template <typename T>                                                                                             \
-  void rasterize_backward(const RasterBackward<T>& p, int64_t image);                                               \
-  template <typename T>                                                                                             \
-  void nmr_count_missing(const NmrBackward<T>& p, int64_t image, int64_t& missing);                                 \
-  template <typename T>                                                                                             \
-  void nmr_backward(const NmrBackward<T>& p, void* scratch, int64_t missing, int64_t image)
-DHPE_DECLARE_SIMD(DHPE_RASTER_KERNELS)
-#undef DHPE_RASTER_KERNELS
-
 namespace {
 
 template <typename T>
@@ -112,13 +95,8 @@ Tensor silhouette_nmr_backward_cpu(Tensor grad_mask, Tensor face_index, Tensor v
                                      face_index.const_data_ptr<int32_t>(), grad_mask.const_data_ptr<scalar_t>(),
                                      grad_verts.mutable_data_ptr<scalar_t>()};
     torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t image = begin; image < end; ++image) {
-        int64_t missing = 0;
-        DHPE_CALL_SIMD(nmr_count_missing, p, image, missing);
-        const auto scratch =
-            std::make_unique_for_overwrite<std::byte[]>(nmr_scratch_bytes<scalar_t>(missing, H, W, p.mesh.n_faces));
-        DHPE_CALL_SIMD(nmr_backward, p, scratch.get(), missing, image);
-      }
+      NmrScratch scratch;
+      for (int64_t image = begin; image < end; ++image) nmr_backward_image(p, image, scratch);
     });
   });
   return grad_verts;

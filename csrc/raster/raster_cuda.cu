@@ -3,6 +3,7 @@
 #include "raster/face_gradients.h"
 #include "raster/raster_math.h"
 #include "raster/raster_tensors.h"
+#include "raster/silhouette_cuda.h"
 #include "raster/tile_faces.h"
 
 namespace dhpe {
@@ -137,6 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> rasterize_cuda(Tensor verts_px, Tensor faces,
   return {bary, depth, face_index};
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> silhouette_nmr_cuda(Tensor verts_px, Tensor faces, int64_t height, int64_t width,
                                                std::optional<double> z_near, bool fill_back, double eps) {
   (void)eps;  // acts in the backward pass
@@ -157,6 +160,8 @@ std::tuple<Tensor, Tensor> silhouette_nmr_cuda(Tensor verts_px, Tensor faces, in
   });
   return {mask, face_index};
 }
+
+namespace {
 
 Tensor rasterize_backward_cuda(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces,
                                bool perspective, std::optional<double> z_near, bool cull_backfaces,
