@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -35,6 +34,7 @@ from dhpe_fast.refinement.gauss_newton import (
     minimize,
 )
 from dhpe_fast.rotation import matrix_to_quaternion
+from dhpe_fast.stages import StageClock, stage_table
 from dhpe_fast.torch_settings import plain_torch
 
 STARTS = 10
@@ -69,6 +69,7 @@ def fit(
     iterations: int = 50,
     device: torch.device | str | None = None,
     evidence: Literal["auto", "mediapipe"] | EvidenceSource = "auto",
+    profile: bool = False,
 ) -> HandFit | list[HandFit]:
     """Recovers the dense 3D hand, or hands, of one RGB image.
 
@@ -88,6 +89,7 @@ def fit(
         device: where to compute; None is the model's device.
         evidence: who supplies 2D joints when `keypoints` is None: "mediapipe", "auto" (MediaPipe where it is
             installed), or any callable of the protocol :class:`dhpe_fast.evidence.EvidenceSource`.
+        profile: print where the time went, the stages of ``HandFit.timings_ms``; a column for each hand.
 
     Returns:
         One HandFit for keypoints of one hand; a list otherwise, empty when the source found no hand.
@@ -97,8 +99,8 @@ def fit(
         ImportError: when no keypoints are given and no evidence source is installed.
     """
     with plain_torch():
-        clock = _Clock()
-        options = _Options.of(hand, model, camera, iterations, device)
+        clock = StageClock()
+        options = FitOptions.of(hand, model, camera, iterations, device)
         pixels = read_image(image)
         clock.lap("read")
         if keypoints is not None:
@@ -110,18 +112,23 @@ def fit(
         masks = _masks(mask, len(found), pixels.shape[:2])
         clock.lap("evidence")
         fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
+    if profile:
+        print(stage_table([one.timings_ms for one in fits]))
     return fits[0] if single else fits
 
 
 @dataclass(frozen=True)
-class _Options:
+class FitOptions:
+    """What the caller knows and wants, checked."""
+
     side: Side | None
     model: HandModel
     camera: Pinhole | None
     iterations: int
 
     @classmethod
-    def of(cls, hand: str, model: Any, camera: Any, iterations: Any, device: Any) -> _Options:
+    def of(cls, hand: str, model: Any, camera: Any, iterations: Any, device: Any) -> FitOptions:
+        """Checks the arguments of ``fit`` of these names; the model is the default hand, on the device, if need be."""
         if hand not in ("auto", "right", "left"):
             raise ValueError(f"hand: expected 'auto', 'right' or 'left', got {hand!r}")
         if model is not None and not isinstance(model, HandModel):
@@ -142,20 +149,25 @@ def _fit_hand(
     image_size: tuple[int, int],
     evidence: HandEvidence,
     mask: np.ndarray | None,
-    options: _Options,
-    clock: _Clock,
+    options: FitOptions,
+    clock: StageClock,
 ) -> HandFit:
+    view, refined = search_hand(image_size, evidence, mask, options, clock)
+    return answer(view, refined, evidence, image_size, mask, clock)
+
+
+def search_hand(
+    image_size: tuple[int, int],
+    evidence: HandEvidence,
+    mask: np.ndarray | None,
+    options: FitOptions,
+    clock: StageClock,
+) -> tuple[View, Refined]:
+    """The hand that explains the evidence best, of all alignments and, where the side is not known, of both sides."""
     side = options.side or evidence.side
-    unknown = ["right"] if options.camera is None else ["right", "left"]
+    unknown: list[Side] = ["right"] if options.camera is None else ["right", "left"]
     sides = unknown if side is None else [side]
-    _check_camera(options.camera, image_size)
-    joints_px = _undistorted(evidence.joints2d_px, options.camera)
-    trusted = _trusted(joints_px, evidence.confidence)
-    crop = CropBox.from_points(joints_px[trusted], around="box")
-    if mask is not None and not crop.crop_image(mask).any():
-        raise ValueError("mask: no pixel of it lies near the keypoints; is it the mask of this hand and image?")
-    ideal = replace(evidence, joints2d_px=joints_px)
-    views = [_View.of(ideal, trusted, mask, crop, options, each) for each in sides]
+    views = views_of(image_size, evidence, mask, options, sides)
     clock.lap("crop")
     rough = [_first_estimate(view) for view in views]
     clock.lap("first_estimate")
@@ -164,11 +176,29 @@ def _fit_hand(
     clock.lap("refine")
     if not bool(refined[winner].energy.isfinite()):
         raise ValueError(f"camera: no hand in front of {options.camera} has such keypoints")
-    return _answer(views[winner], refined[winner], evidence, image_size, mask, clock)
+    return views[winner], refined[winner]
+
+
+def views_of(
+    image_size: tuple[int, int],
+    evidence: HandEvidence,
+    mask: np.ndarray | None,
+    options: FitOptions,
+    sides: Sequence[Side],
+) -> list[View]:
+    """The evidence in its crop, as a hand of each of these sides."""
+    _check_camera(options.camera, image_size)
+    joints_px = _undistorted(evidence.joints2d_px, options.camera)
+    trusted = _trusted(joints_px, evidence.confidence)
+    crop = CropBox.from_points(joints_px[trusted], around="box")
+    if mask is not None and not crop.crop_image(mask).any():
+        raise ValueError("mask: no pixel of it lies near the keypoints; is it the mask of this hand and image?")
+    ideal = replace(evidence, joints2d_px=joints_px)
+    return [View.of(ideal, trusted, mask, crop, options, side) for side in sides]
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One hand's evidence as its model sees it: mirrored if the model is of the other side."""
 
     side: Side
@@ -189,9 +219,10 @@ class _View:
         trusted: np.ndarray,  # (21,) bool
         mask: np.ndarray | None,  # as the camera sees it
         crop: CropBox,
-        options: _Options,
+        options: FitOptions,
         side: Side,
-    ) -> _View:
+    ) -> View:
+        """Brings the evidence into the crop."""
         device, camera = options.model.faces.device, options.camera
         mirrored = side != options.model.side
         flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0], dtype=torch.float64)
@@ -220,7 +251,7 @@ class _View:
         )
 
 
-def _first_estimate(view: _View) -> Refined:
+def _first_estimate(view: View) -> Refined:
     """Several alignments of typical poses, refined on the skeleton; the best few of them."""
     trusted = torch.from_numpy(view.trusted).to(view.evidence.joints.device)
     confidence = torch.where(trusted, view.evidence.confidence, 0.0)
@@ -246,7 +277,7 @@ def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists
     return torch.tensor(chosen[:FINALISTS], device=energy.device)
 
 
-def _refine_finalists(view: _View, guess: Refined, iterations: int) -> Refined:
+def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
     """The mesh objective from each finalist, under the camera that is known; the best of them."""
     state = guess.state
     if isinstance(view.solver_camera, PerspectiveCrop):
@@ -270,16 +301,16 @@ def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState)
     return HandState(state.pose, state.betas, state.rotation, torch.cat([xy, depth], dim=1) - root)
 
 
-def _answer(
-    view: _View,
+def answer(
+    view: View,
     refined: Refined,
     evidence: HandEvidence,
     image_size: tuple[int, int],
     mask: np.ndarray | None,
-    clock: _Clock,
+    clock: StageClock,
 ) -> HandFit:
     """From the solver's crop frame (of the mirrored view, perhaps) to the image's."""
-    state = _unmirrored(view, refined.state) if view.mirrored else refined.state
+    state = unmirrored(view, refined.state) if view.mirrored else refined.state
     model = mirrored_model(view.model) if view.mirrored else view.model
     dtype = model.hands_mean.dtype
     mesh = model(state.pose.to(dtype), state.betas.to(dtype))
@@ -322,7 +353,7 @@ def _answer(
     )
 
 
-def _as_weak_perspective(view: _View, root: Tensor, root_in_camera: Tensor) -> tuple[Tensor, Tensor]:
+def _as_weak_perspective(view: View, root: Tensor, root_in_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and translation of the crop frame that agree with the true camera at the root."""
     half = 0.5 * view.crop.size_px
     scale = view.camera.focal_px / half / root_in_camera[2]
@@ -345,8 +376,8 @@ def _residuals(
     return residuals
 
 
-def _unmirrored(view: _View, state: HandState) -> HandState:
-    """The state of the hand in the image, from that of its mirror image."""
+def unmirrored(view: View, state: HandState) -> HandState:
+    """The state of the hand in the image, from that of its mirror image; and back."""
     reflect = state.cam.new_tensor((-1.0, 1.0, 1.0))
     rotation = state.rotation * torch.outer(reflect, reflect)
     return HandState(mirror_pose(state.pose), state.betas, rotation, view.solver_camera.mirrored(state.cam))
@@ -405,19 +436,3 @@ def _masks(mask: Any, count: int, image_size: tuple[int, int]) -> Sequence[np.nd
 
 def _constants_of(model: HandModel) -> HandConstants:
     return derived(model, "solver constants", lambda: HandConstants.of(model))
-
-
-class _Clock:
-    """Milliseconds between laps, by the wall."""
-
-    def __init__(self, stages_ms: dict[str, float] | None = None) -> None:
-        self.stages_ms = dict(stages_ms or {})
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
-        self._last = now
-
-    def copy(self) -> _Clock:
-        return _Clock(self.stages_ms)

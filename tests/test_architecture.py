@@ -22,6 +22,7 @@ ROOMS = (
     "conventions",
     "atomic_write",
     "rotation",
+    "stages",
     "torch_settings",
     "reference",
     "ops",

@@ -296,6 +296,18 @@ def test_perspective_decides_the_side():
     assert sum(found) >= 6
 
 
+def test_profile_prints_the_stages_of_each_hand(capsys):
+    keypoints = weak_image(make_hand(3)[0])
+    dhpe_fast.fit(BLANK, keypoints=np.stack([keypoints, keypoints]), iterations=2, profile=True)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["stage", "ms,", "0", "ms,", "1"]
+    assert [row[0] for row in rows[1:]] == ["decode", "evidence", "crop", "first", "refine", "render", "total"]
+    parts = np.array([[float(value) for value in row[-2:]] for row in rows[1:]])
+    np.testing.assert_allclose(parts[:-1].sum(0), parts[-1], atol=0.05)
+    dhpe_fast.fit(BLANK, keypoints=keypoints, iterations=0)
+    assert capsys.readouterr().out == ""
+
+
 def test_zero_iterations_return_the_first_estimate():
     hand = dhpe_fast.fit(BLANK, keypoints=weak_image(make_hand(3)[0]), iterations=0)
     assert hand.iterations == 0
