@@ -278,10 +278,15 @@ def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists
 
 
 def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
-    """The mesh objective from each finalist, under the camera that is known; the best of them."""
+    """From each finalist, under the camera that is known."""
     state = guess.state
     if isinstance(view.solver_camera, PerspectiveCrop):
         state = _in_perspective(view.model, view.solver_camera, state)
+    return refine_from(view, state, iterations)
+
+
+def refine_from(view: View, state: HandState, iterations: int) -> Refined:
+    """The mesh objective from each of some states (in the view's crop and camera); the best of where they end."""
     objective = Objective(view.model, view.hand, view.evidence, view.solver_camera)
     return best(minimize(objective, state, iterations=iterations, race=True))
 
