@@ -1,6 +1,7 @@
 """The networks of the paper: 2D evidence, mesh estimation, and their composition DHPE."""
 
 from dhpe_fast.nets.dhpe import DHPE, DHPESpec
+from dhpe_fast.nets.frozen_features import FrozenFeatures, MaskedFeatures
 from dhpe_fast.nets.heatmaps import heatmap_targets, joints_from_heatmaps
 from dhpe_fast.nets.mesh_estimator import Joints2dRefiner, MeshEstimator, ParamRegressor, initial_hand
 from dhpe_fast.nets.pose2d import Pose2DNet
@@ -14,7 +15,9 @@ __all__ = [
     "DHPESpec",
     "Evidence",
     "FeatureExtractor",
+    "FrozenFeatures",
     "Joints2dRefiner",
+    "MaskedFeatures",
     "MeshEstimate",
     "MeshEstimator",
     "MeshStep",
