@@ -28,8 +28,8 @@ class FrozenFeatures:
 
     In a half type, weights and feature maps are rounded to it; features are averaged in the network's own. bfloat16
     has the range of float32, and about two digits; float16 has three, and overflows where a feature map exceeds 65,504,
-    which trained networks stay far below. CPUs without instructions for a half type are slower in it; few have those for
-    float16.
+    which trained networks stay far below. CPUs without instructions for a half type are far slower in it, and few have
+    those for float16.
 
     Attributes:
         depth: number of layers of the ResNet.
