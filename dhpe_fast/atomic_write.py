@@ -11,25 +11,32 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[BinaryIO]:
-    """A stream into a file beside `file`, which takes its name at the end; after an error nothing is left of it.
+def whole_path(file: Path) -> Iterator[Path]:
+    """An empty file beside `file`, of its suffix, to be written; it takes the name of `file` at the end.
 
-    The permissions are those that open() gives.
+    For writers that want a name; the permissions are those that open() gives, and after an error nothing is left.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
     """
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file}: the folder {file.parent} does not exist")
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=f".tmp{file.suffix}")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
+        yield Path(name)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[BinaryIO]:
+    """A stream into such a file: see :func:`whole_path`."""
+    with whole_path(file) as temporary, temporary.open("wb") as stream:
+        yield stream
 
 
 def write_whole(file: Path, data: bytes) -> None:

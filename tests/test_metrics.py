@@ -21,6 +21,7 @@ from dhpe_fast.metrics import (
     epe,
     f_score,
     fingertip_distances_mm,
+    jitter,
     joint_distances_mm,
     joint_distances_px,
     mask_iou,
@@ -30,6 +31,7 @@ from dhpe_fast.metrics import (
     pa_mpvpe_mm,
     pck_curve,
     procrustes_align,
+    second_differences,
 )
 
 
@@ -463,3 +465,28 @@ def test_bad_masks_are_refused_by_name():
             function(mask, mask.astype(float))
         with pytest.raises(ValueError, match=r"\(3, 4\)"):
             function(mask[:3], mask)
+
+
+# --- Sequences ---------------------------------------------------------------------------------------------------
+
+
+def test_jitter_is_the_mean_norm_of_the_second_difference():
+    """By hand: x = 0, 1, 4 has the second difference 2; the other point moves uniformly and has none."""
+    points = np.zeros((3, 2, 3))
+    points[:, 0, 1] = [0, 1, 4]
+    points[:, 1, 2] = [5, 4, 3]
+    np.testing.assert_allclose(second_differences(points), [[2.0, 0.0]])
+    assert jitter(points) == 1.0
+    points[2, 0] = np.nan
+    assert jitter(points) == 0.0
+    assert np.isnan(jitter(points[:2]))
+
+
+def test_jitter_of_noise_is_what_its_docstring_says():
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 2.0, (400, 21, 3)))
+    assert jitter(noise) == pytest.approx(2.0 * np.sqrt(6 * 3), rel=0.1)
+
+
+def test_jitter_wants_a_sequence_of_points():
+    with pytest.raises(ValueError, match=r"points: expected \(T, N, D\), got \(21, 3\)"):
+        jitter(np.zeros((21, 3)))

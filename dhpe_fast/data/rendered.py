@@ -134,18 +134,39 @@ def place(
         span: longer side of the hand's bounding box by the shorter side of the image; None is random.
     """
     mesh = model(hand.pose[None], hand.betas[None])
-    turn = quaternion_to_matrix(hand.quat)
-    root_m = mesh.joints_m[0, MIDDLE_MCP]
-    verts_m, joints_m = (mesh.verts_m[0] - root_m) @ turn.T, (mesh.joints_m[0] - root_m) @ turn.T
+    verts_m = (mesh.verts_m[0] - mesh.joints_m[0, MIDDLE_MCP]) @ quaternion_to_matrix(hand.quat).T
     # All random numbers are drawn whether used or not, so that views differ only in what was asked for.
     free_span, focal, *place_in = rng.uniform((SPAN[0], FOCAL[0], 0, 0), (SPAN[1], FOCAL[1], 1, 1))
     span_px = (free_span if span is None else span) * min(image_size)
     if pinhole:
-        camera, offset_m = _pinhole_view(verts_m, image_size, span_px, focal, place_in)
-        verts_m, joints_m = verts_m + offset_m, joints_m + offset_m
-        weak = camera.weak_perspective_at(offset_m)
-    else:
-        camera = weak = _weak_view(verts_m, image_size, span_px, place_in)
+        return view_of(model, hand, *_pinhole_view(verts_m, image_size, span_px, focal, place_in), image_size)
+    return view_of(model, hand, _weak_view(verts_m, image_size, span_px, place_in), None, image_size)
+
+
+def view_of(
+    model: HandModel,
+    hand: PosedHand,
+    camera: WeakPerspective | Pinhole,
+    root_m: Tensor | None,  # (3,) camera frame
+    image_size: tuple[int, int],
+) -> RenderedHand:
+    """What a camera sees of a hand.
+
+    Args:
+        model: the hand's model.
+        hand: pose, shape and orientation.
+        camera: the camera.
+        root_m: where a pinhole camera has the middle MCP joint; None for a weak-perspective camera.
+        image_size: (height, width).
+    """
+    mesh = model(hand.pose[None], hand.betas[None])
+    turn = quaternion_to_matrix(hand.quat)
+    root = mesh.joints_m[0, MIDDLE_MCP]
+    verts_m, joints_m = (mesh.verts_m[0] - root) @ turn.T, (mesh.joints_m[0] - root) @ turn.T
+    weak = camera
+    if root_m is not None:
+        verts_m, joints_m = verts_m + root_m, joints_m + root_m
+        weak = camera.weak_perspective_at(root_m)
     joints2d_px = camera.project(joints_m)
     crop = CropBox.from_points(joints2d_px)
     return RenderedHand(
@@ -155,7 +176,7 @@ def place(
         joints_m=joints_m,
         joints2d_px=joints2d_px,
         mask=_mask(verts_m, model.faces, camera, image_size),
-        params=_params(hand, root_m, turn, crop, weak),
+        params=_params(hand, root, turn, crop, weak),
         crop=crop,
         model=model,
     )

@@ -30,6 +30,7 @@ from dhpe_fast.metrics.joints import (
 from dhpe_fast.metrics.masks import SegmentationCounts, mask_iou
 from dhpe_fast.metrics.meshes import f_score, mpvpe_mm, pa_mpvpe_mm
 from dhpe_fast.metrics.pck import AUC_THRESHOLDS, auc, pck_curve
+from dhpe_fast.metrics.sequences import jitter, second_differences
 
 __all__ = [
     "ALIGNMENTS",
@@ -43,6 +44,7 @@ __all__ = [
     "epe",
     "f_score",
     "fingertip_distances_mm",
+    "jitter",
     "joint_distances_mm",
     "joint_distances_px",
     "mask_iou",
@@ -52,4 +54,5 @@ __all__ = [
     "pa_mpvpe_mm",
     "pck_curve",
     "procrustes_align",
+    "second_differences",
 ]
