@@ -52,6 +52,11 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
   m.def(
       "_silhouette_soft_backward(Tensor grad_mask, Tensor missed, Tensor verts_px, Tensor faces, float? z_near, "
       "bool fill_back, float sigma, bool deterministic) -> Tensor");
+  m.def(
+      "newton_minimize(Tensor pose, Tensor betas, Tensor rotation, Tensor cam, Tensor joints, Tensor confidence, "
+      "Tensor? intrinsics, Tensor? mask, Tensor[] hand, Tensor[] mesh, float[] weights, int iterations, "
+      "float tolerance, bool race) -> (Tensor pose, Tensor betas, Tensor rotation, Tensor cam, Tensor energy, "
+      "Tensor steps, Tensor status)");
 }
 
 namespace dhpe {

@@ -8,9 +8,10 @@ the refinement.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from dhpe_fast.conventions import N_SHAPE
 from dhpe_fast.hand import anatomy
@@ -27,79 +28,97 @@ ROUGH_SIGMA = 0.08
 """Standard deviation of a joint, crop units, at which a candidate's fit is weighed against how natural its pose is."""
 
 
-def initial_states(hand: HandConstants, evidence: Evidence2d, starts: int) -> HandState:
-    """The `starts` best distinct weak-perspective alignments of a few typical poses.
+@dataclass(frozen=True)
+class StartViews:
+    """A few typical poses of a hand model, each seen from everywhere; made once, in NumPy, as they are small."""
+
+    poses: np.ndarray
+    """(P, 45)"""
+    pose_energy: np.ndarray
+    """(P,) of the prior"""
+    rotations: np.ndarray
+    """(V, 3, 3) model axes to camera axes"""
+    image: np.ndarray
+    """(P, V, 21) complex: x + i y of the joints in the camera's axes, metres"""
+
+    @classmethod
+    def of(cls, hand: HandConstants) -> StartViews:
+        """Makes them."""
+        axes = hand.compiled_hand.axes.cpu().numpy()
+        named = anatomy.named_poses(axes)
+        mean = hand.prior.mean
+        poses = torch.stack([mean, *(mean.new_tensor(named[name]) for name in START_POSES)])
+        joints_m = pose_skeleton(hand.rest, poses, poses.new_zeros(len(poses), N_SHAPE)).joints_m.cpu().numpy()
+        rotations = _fibonacci_views(VIEWS)
+        turned = np.einsum("vab,pjb->pvja", rotations[:, :2], joints_m)
+        energy = hand.prior.energy(poses).cpu().numpy()
+        return cls(poses.cpu().numpy(), energy, rotations, turned[..., 0] + 1j * turned[..., 1])
+
+
+def initial_states(views: StartViews, evidence: Evidence2d, count: int) -> HandState:
+    """The `count` best distinct weak-perspective alignments of a few typical poses.
 
     For each pose and viewing direction the in-plane rotation, scale and translation are the least-squares solution
     (the joints as complex numbers), with joints weighted by confidence.
     """
-    poses = _start_poses(hand)
-    device, dtype = poses.device, poses.dtype
-    joints_m = pose_skeleton(hand.rest, poses, poses.new_zeros(len(poses), N_SHAPE)).joints_m  # (P, 21, 3)
-    views = _fibonacci_views(VIEWS).to(device, dtype)
-    turned = torch.einsum("vab,pjb->pvja", views, joints_m)
-    source = torch.complex(turned[..., 0].contiguous(), turned[..., 1].contiguous())
-    target = torch.complex(evidence.joints[:, 0].contiguous(), evidence.joints[:, 1].contiguous())
-    weight = evidence.confidence / evidence.confidence.sum()
-    source_mean, target_mean = (weight * source).sum(-1, keepdim=True), (weight * target).sum()
-    source, target = source - source_mean, target - target_mean
+    joints, confidence = evidence.joints.cpu().numpy(), evidence.confidence.cpu().numpy()
+    weight = confidence / confidence.sum()
+    target = joints[:, 0] + 1j * joints[:, 1]
+    target_mean, source_mean = weight @ target, views.image @ weight  # (), (P, V)
+    target, source = target - target_mean, views.image - source_mean[..., None]
+    spread = (source.real**2 + source.imag**2) @ weight
     # Never below a tenth of a millimetre: all joints on one line of sight give no scale.
-    spread = (weight * source.abs().square()).sum(-1).clamp_min(1e-8)
-    factor = (weight * source.conj() * target).sum(-1) / spread  # scale * exp(i angle), (P, V)
-    residual = (weight * (factor[..., None] * source - target).abs().square()).sum(-1)
-    cost = 0.5 * residual * evidence.confidence.sum() / ROUGH_SIGMA**2 + 0.5 * hand.prior.energy(poses)[:, None]
+    scaled = np.maximum(spread, 1e-8)
+    factor = source.conj() @ (weight * target) / scaled  # scale * exp(i angle), (P, V)
+    size = np.abs(factor)
+    # Of (factor source - target), multiplied out.
+    residual = size**2 * (spread - 2 * scaled) + weight @ (target.real**2 + target.imag**2)
+    cost = 0.5 * residual * confidence.sum() / ROUGH_SIGMA**2 + 0.5 * views.pose_energy[:, None]
 
-    spin = torch.zeros(*factor.shape, 3, 3, device=device, dtype=dtype)
-    cos, sin = factor.real / factor.abs().clamp_min(1e-12), factor.imag / factor.abs().clamp_min(1e-12)
-    spin[..., 0, 0], spin[..., 0, 1], spin[..., 1, 0], spin[..., 1, 1] = cos, -sin, sin, cos
-    spin[..., 2, 2] = 1
-    rotation = spin @ views
-    trans = target_mean - factor * source_mean[..., 0]
-    cam = torch.stack([factor.abs().clamp_min(1e-6).log(), trans.real, trans.imag], dim=-1)
-    chosen = _distinct(cost, rotation, starts)
-    pose_index = torch.div(chosen, VIEWS, rounding_mode="floor")
-    return HandState(
-        pose=poses[pose_index],
-        betas=poses.new_zeros(len(chosen), N_SHAPE),
-        rotation=rotation.flatten(0, 1)[chosen],
-        cam=cam.flatten(0, 1)[chosen],
-    )
+    rotations = _spun(views.rotations, factor / np.maximum(size, 1e-12))
+    chosen = _distinct(cost, rotations, count)
+    trans = target_mean - factor * source_mean
+    cam = np.stack([np.log(np.maximum(size, 1e-6)), trans.real, trans.imag], axis=-1)
+    poses = views.poses[chosen // VIEWS]
+    parts = (poses, np.zeros((len(chosen), N_SHAPE)), rotations.reshape(-1, 3, 3)[chosen], cam.reshape(-1, 3)[chosen])
+    return HandState(*(torch.from_numpy(part).to(evidence.joints.device) for part in parts))
 
 
-def _start_poses(hand: HandConstants) -> Tensor:  # (P, 45)
-    axes = hand.prior.axes.reshape(15, 3, 15, 3).diagonal(dim1=0, dim2=2).permute(2, 0, 1).cpu().numpy()
-    named = anatomy.named_poses(axes)
-    mean = hand.prior.mean
-    return torch.stack(
-        [mean, *(torch.as_tensor(named[name], dtype=mean.dtype, device=mean.device) for name in START_POSES)]
-    )
-
-
-def _fibonacci_views(count: int) -> Tensor:  # (count, 3, 3)
+def _fibonacci_views(count: int) -> np.ndarray:  # (count, 3, 3)
     """Rotations that bring evenly spread directions of the hand to face the camera."""
-    i = torch.arange(count, dtype=torch.float64)
+    i = np.arange(count)
     z = 1 - (2 * i + 1) / count
     angle = i * math.pi * (3 - math.sqrt(5))
-    r = (1 - z * z).sqrt()
-    forward = torch.stack([r * angle.cos(), r * angle.sin(), z], dim=-1)
-    helper = torch.where(z[:, None].abs() < 0.9, torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])).double()
-    right = torch.nn.functional.normalize(torch.linalg.cross(helper, forward), dim=-1)
-    return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+    r = np.sqrt(1 - z * z)
+    forward = np.stack([r * np.cos(angle), r * np.sin(angle), z], axis=-1)
+    helper = np.where(np.abs(z[:, None]) < 0.9, [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+    right = np.cross(helper, forward)
+    right /= np.linalg.norm(right, axis=-1, keepdims=True)
+    return np.stack([right, np.cross(forward, right), forward], axis=1)
 
 
-def _distinct(cost: Tensor, rotation: Tensor, count: int) -> Tensor:  # (P, V), (P, V, 3, 3) -> (count,) flat indices
-    """Greedy choice by cost; of two views of one pose that are close, only the better one."""
-    n_views = cost.shape[1]
-    order = cost.flatten().argsort().tolist()
-    flat = rotation.flatten(0, 1)
-    chosen: list[int] = []
-    for index in order:
-        same_pose = [c for c in chosen if c // n_views == index // n_views]
-        if same_pose:
-            trace = (flat[same_pose] * flat[index]).sum((-1, -2))
-            if bool((((trace - 1) / 2).clamp(-1, 1).acos() < APART_RAD).any()):
-                continue
-        chosen.append(index)
-        if len(chosen) == count:
-            break
-    return torch.tensor(chosen, device=cost.device)
+def _spun(
+    rotations: np.ndarray,  # (V, 3, 3)
+    turn: np.ndarray,  # (P, V) complex, exp(i angle)
+) -> np.ndarray:  # (P, V, 3, 3)
+    """The views turned in the image."""
+    x, y = rotations[:, 0], rotations[:, 1]
+    cos, sin = turn.real[..., None], turn.imag[..., None]
+    forward = np.broadcast_to(rotations[:, 2], (*turn.shape, 3))
+    return np.stack([cos * x - sin * y, sin * x + cos * y, forward], axis=-2)
+
+
+def _distinct(cost: np.ndarray, rotations: np.ndarray, count: int) -> np.ndarray:
+    """Greedy choice by cost, (P, V) and (P, V, 3, 3) -> (count,) flat indices.
+
+    Of two views of one pose that are close, only the better one.
+    """
+    flat = rotations.reshape(*cost.shape, 9)
+    close = flat @ flat.transpose(0, 2, 1) > 1 + 2 * math.cos(APART_RAD)  # (P, V, V), by the traces
+    left = cost.copy()
+    chosen = []
+    while len(chosen) < count and np.isfinite(left).any():
+        pose, view = np.unravel_index(left.argmin(), left.shape)
+        chosen.append(pose * cost.shape[1] + view)
+        left[pose, close[pose, view]] = np.inf
+    return np.array(chosen)

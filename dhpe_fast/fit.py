@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhpe_fast.alignment import initial_states
+from dhpe_fast.alignment import StartViews, initial_states
 from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
 from dhpe_fast.evidence import EvidenceSource, HandEvidence, evidence_source, given_hands
 from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole
@@ -255,7 +255,8 @@ def _first_estimate(view: View) -> Refined:
     """Several alignments of typical poses, refined on the skeleton; the best few of them."""
     trusted = torch.from_numpy(view.trusted).to(view.evidence.joints.device)
     confidence = torch.where(trusted, view.evidence.confidence, 0.0)
-    start = initial_states(view.hand, replace(view.evidence, confidence=confidence), STARTS)
+    views = derived(view.model, "start views", lambda: StartViews.of(view.hand))
+    start = initial_states(views, replace(view.evidence, confidence=confidence), STARTS)
     camera = ScaledOrthographic()
     for weights, steps in (
         (Weights(joint_sigma=ROUGH_SIGMA), ROUGH_ITERATIONS),
@@ -265,7 +266,7 @@ def _first_estimate(view: View) -> Refined:
         result = minimize(objective, start, iterations=steps)
         start = result.state
     order = _distinct(result.energy)
-    return Refined(result.state[order], result.energy[order], result.iterations, result.converged[order])
+    return Refined(result.state[order], result.energy[order], result.iterations[order], result.converged[order])
 
 
 def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists
@@ -353,7 +354,7 @@ def answer(
         score=evidence.score,
         residuals=_residuals(joints2d_px, evidence, rendered, mask, refined),
         timings_ms=clock.stages_ms,
-        iterations=refined.iterations,
+        iterations=int(refined.iterations),
         converged=bool(refined.converged),
     )
 

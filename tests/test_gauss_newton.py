@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from newton_cases import CAMERAS, Hand, default_hand, image_of, make_evidence, make_state, mask_of
 
-from dhpe_fast.alignment import initial_states
+from dhpe_fast.alignment import StartViews, initial_states
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
-from dhpe_fast.ops import silhouette
-from dhpe_fast.projection import PerspectiveCrop, ScaledOrthographic
 from dhpe_fast.refinement.gauss_newton import (
     N_LOCAL,
     Evidence2d,
-    HandConstants,
     HandState,
     Objective,
     Weights,
     best,
     minimize,
 )
-from dhpe_fast.rotation import axis_angle_to_matrix
-
-CAMERAS = {
-    "orthographic": (ScaledOrthographic(), (2.0, 0.1, -0.2)),
-    "perspective": (PerspectiveCrop((4.0, 4.2), (0.3, -0.1)), (0.02, -0.05, 0.6)),
-}
-
-
-@dataclass(frozen=True)
-class Hand:
-    model: HandModel
-    constants: HandConstants
-
-    @property
-    def prior(self) -> PosePrior:
-        return self.constants.prior
 
 
 @pytest.fixture(scope="module")
 def hand() -> Hand:
-    model = HandModel.default(dtype=torch.float64)
-    return Hand(model, HandConstants.of(model))
-
-
-def make_state(hand: Hand, cam: tuple[float, ...], batch: int = 2) -> HandState:
-    return HandState(
-        pose=hand.prior.mean + 0.2 * torch.randn(batch, 45, dtype=torch.float64),
-        betas=0.5 * torch.randn(batch, 10, dtype=torch.float64),
-        rotation=axis_angle_to_matrix(torch.randn(batch, 3, dtype=torch.float64)),
-        cam=torch.tensor(cam, dtype=torch.float64).repeat(batch, 1),
-    )
-
-
-def image_of(hand: Hand, camera, state: HandState) -> torch.Tensor:  # (B, 21, 2)
-    joints_m = hand.model(state.pose, state.betas).joints_m @ state.rotation.transpose(1, 2)
-    return camera.project(joints_m, state.cam)[..., :2]
-
-
-def make_evidence(joints: torch.Tensor, mask: torch.Tensor | None = None) -> Evidence2d:
-    confidence = torch.linspace(0.3, 1.0, 21, dtype=torch.float64)
-    return Evidence2d(joints, confidence, mask)
+    return default_hand()
 
 
 @pytest.mark.parametrize("name", CAMERAS)
@@ -151,13 +111,6 @@ def test_hypotheses_do_not_influence_each_other(hand):
     torch.testing.assert_close(together.state.pose[1:2], alone.state.pose, rtol=1e-6, atol=1e-8)
 
 
-def mask_of(hand: Hand, camera, state: HandState) -> torch.Tensor:  # (224, 224)
-    verts = hand.model(state.pose, state.betas).verts_m @ state.rotation.transpose(1, 2)
-    verts = camera.project(verts, state.cam)
-    verts_px = torch.cat([(verts[..., :2] + 1) * 112, verts[..., 2:]], -1)
-    return silhouette(verts_px, hand.model.faces, 224)[0]
-
-
 @pytest.mark.parametrize("starts", [1, 10])
 def test_alignment_finds_the_view_of_a_mean_hand(hand, starts):
     """The mean hand itself, turned: the best start is within the spacing of the views, and starts are distinct."""
@@ -165,7 +118,7 @@ def test_alignment_finds_the_view_of_a_mean_hand(hand, starts):
     truth = make_state(hand, cam, 1)
     truth = HandState(hand.prior.mean[None], 0 * truth.betas, truth.rotation, truth.cam)
     evidence = make_evidence(image_of(hand, camera, truth)[0])
-    found = initial_states(hand.constants, evidence, starts)
+    found = initial_states(StartViews.of(hand.constants), evidence, starts)
     trace = (found.rotation @ truth.rotation.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
     angles = ((trace - 1) / 2).clamp(-1, 1).acos().rad2deg()
     assert len(found.pose) == starts

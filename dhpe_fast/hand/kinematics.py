@@ -18,9 +18,10 @@ from dhpe_fast.rotation import axis_angle_to_matrix, left_jacobian
 
 # Each finger's three joints and tip, as STD indices, in MANO16's order of fingers.
 _STD_OF_MANO21 = {mano: std for std, mano in enumerate(JOINT_ORDERS["mano21"])}
-_TIP_OF_CHAIN = (1, 2, 4, 3, 0)  # index, middle, little, ring, thumb among thumb..little
+TIP_OF_CHAIN = (1, 2, 4, 3, 0)
+"""Index, middle, little, ring, thumb among thumb..little."""
 CHAINS = tuple(
-    tuple(_STD_OF_MANO21[j] for j in (1 + 3 * f, 2 + 3 * f, 3 + 3 * f, N_JOINTS + _TIP_OF_CHAIN[f])) for f in range(5)
+    tuple(_STD_OF_MANO21[j] for j in (1 + 3 * f, 2 + 3 * f, 3 + 3 * f, N_JOINTS + TIP_OF_CHAIN[f])) for f in range(5)
 )
 
 
@@ -57,7 +58,7 @@ class RestSkeleton:
         basis, tips = model.basis, list(model.tip_ids)
         template = torch.cat([basis.joint_template, basis.v_template[tips]])
         dirs = torch.cat([basis.joint_shapedirs, basis.shapedirs[:, tips]], dim=1)
-        order = torch.tensor([[1 + 3 * f, 2 + 3 * f, 3 + 3 * f, N_JOINTS + _TIP_OF_CHAIN[f]] for f in range(5)])
+        order = torch.tensor([[1 + 3 * f, 2 + 3 * f, 3 + 3 * f, N_JOINTS + TIP_OF_CHAIN[f]] for f in range(5)])
         return cls(template[0], dirs[:, 0], template[order], dirs[:, order])
 
     def to(self, dtype: torch.dtype) -> RestSkeleton:

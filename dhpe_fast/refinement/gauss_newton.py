@@ -6,21 +6,32 @@ and shape. Joints and priors are sums of squares with analytic Jacobians, so a s
 (Levenberg-Marquardt); the mesh terms enter with their gradient from the compiled ops.
 
 The 61 local parameters of a hand: pose 45 | shape 10 | rotation 3 (about the camera's axes) | camera 3.
+
+``minimize`` runs as one compiled op where there is one (:mod:`dhpe_fast.ops.newton`): on the CPU, and on CUDA for the
+skeleton's energy. With `compiled=False`, and for the mesh on CUDA, it is what is written here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from dhpe_fast.conventions import N_POSE, N_SHAPE
-from dhpe_fast.hand.kinematics import RestSkeleton, pose_skeleton, skeleton_jacobian
+from dhpe_fast.conventions import N_ARTICULATED, N_POSE, N_SHAPE
+from dhpe_fast.hand.kinematics import TIP_OF_CHAIN, RestSkeleton, pose_skeleton, skeleton_jacobian
 from dhpe_fast.hand.model import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.losses import cotangent_laplacian, laplacian_loss, silhouette_iou_loss
-from dhpe_fast.projection import CropCamera
+from dhpe_fast.ops.newton import (
+    CONVERGED,
+    NewtonEvidence,
+    NewtonHand,
+    NewtonMesh,
+    NewtonState,
+    newton_minimize,
+)
+from dhpe_fast.projection import CropCamera, PerspectiveCrop, ScaledOrthographic
 from dhpe_fast.rotation import axis_angle_to_matrix, cross_matrix
 
 POSE = slice(0, N_POSE)
@@ -34,6 +45,9 @@ MAX_DAMPING = 1e3
 
 MAX_CAMERA_STEP = 0.5
 """Longest change of a rotation or camera parameter in one step: radians, log scale, crop units, metres."""
+
+IDLE_STEPS = 3
+"""So many steps running that gain little are the end."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,9 @@ class HandConstants:
     prior: PosePrior
     laplacian: Tensor
     """(V, V), divided by the template's own loss."""
+    compiled_hand: NewtonHand
+    compiled_mesh: NewtonMesh
+    """The same for the compiled op."""
 
     @classmethod
     def of(cls, model: HandModel) -> HandConstants:
@@ -108,7 +125,8 @@ class HandConstants:
         template = model.basis.v_template
         laplacian = cotangent_laplacian(template, model.faces)
         laplacian = laplacian / laplacian_loss(template, laplacian)
-        return cls(RestSkeleton.of(model).to(torch.float64), PosePrior.of(model), laplacian)
+        rest, prior = RestSkeleton.of(model).to(torch.float64), PosePrior.of(model)
+        return cls(rest, prior, laplacian, _newton_hand(rest, prior), _newton_mesh(model, laplacian))
 
 
 @dataclass(frozen=True)
@@ -130,9 +148,15 @@ class Refined:
     state: HandState
     energy: Tensor
     """(B,)"""
-    iterations: int
+    iterations: Tensor
+    """(B,) steps taken"""
     converged: Tensor
     """(B,) bool: the energy is finite, and three steps running did not lower it by the tolerance"""
+
+    @property
+    def diverged(self) -> Tensor:
+        """(B,) bool: no finite energy was found; the state is the start, or the mean hand if that was not finite."""
+        return ~self.energy.isfinite()
 
 
 @dataclass(frozen=True)
@@ -176,8 +200,7 @@ class Objective:
         by_rotation = -cross_matrix(turned)
         by_local = state.rotation[:, None] @ torch.cat([by_pose, by_betas], dim=-1)
         jacobian = torch.cat([by_point @ torch.cat([by_local, by_rotation], dim=-1), by_cam], dim=-1)
-        residual = self.camera.project(turned, state.cam)[..., :2] - self.evidence.joints
-
+        residual = self._residual(turned, state)
         distance_sq = residual.square().sum(-1) / self.weights.joint_sigma**2
         say = (1 + distance_sq / self.weights.outlier_sigmas**2) ** -2
         weight = self.evidence.confidence * say / self.weights.joint_sigma**2
@@ -210,9 +233,12 @@ class Objective:
         return state.betas - state.betas.clamp(-self.weights.beta_limit, self.weights.beta_limit)
 
     def _joint_distance_sq(self, joints_m: Tensor, state: HandState) -> Tensor:  # (B, 21) squared deviations
-        turned = joints_m @ state.rotation.transpose(-1, -2)
-        residual = self.camera.project(turned, state.cam)[..., :2] - self.evidence.joints
+        residual = self._residual(joints_m @ state.rotation.transpose(-1, -2), state)
         return residual.square().sum(-1) / self.weights.joint_sigma**2
+
+    def _residual(self, turned: Tensor, state: HandState) -> Tensor:  # (B, 21, 2) crop units
+        joints = torch.where(self.evidence.confidence[:, None] > 0, self.evidence.joints, 0.0)
+        return self.camera.project(turned, state.cam)[..., :2] - joints
 
     def _mesh_terms(self, state: HandState) -> tuple[Tensor, Tensor]:
         """Energy of the mesh terms (B,) and the joints (B, 21, 3), in the model's precision, differentiable."""
@@ -227,7 +253,9 @@ class Objective:
             size = mask.shape[-1]
             verts_px = torch.cat([(verts[..., :2] + 1) * (0.5 * size), verts[..., 2:]], dim=-1)
             target = mask.to(dtype).expand(len(verts_px), -1, -1)
-            energy = energy + self.weights.silhouette * silhouette_iou_loss(verts_px, model.faces, target)
+            loss = silhouette_iou_loss(verts_px, model.faces, target)
+            visible = verts_px.isfinite().all(-1).all(-1)  # else the silhouette would be that of a part
+            energy = energy + self.weights.silhouette * torch.where(visible, loss, torch.nan)
         return energy.to(state.pose.dtype), mesh.joints_m.to(state.pose.dtype)
 
     def _mesh_gradient(self, state: HandState) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,48 +275,95 @@ def minimize(
     iterations: int = 50,
     tolerance: float = 1e-3,
     race: bool = False,
+    compiled: bool = True,
 ) -> Refined:
     """Minimises the objective from each hypothesis of a batch, independently (Levenberg-Marquardt).
 
-    A step is kept only where it lowers the energy, so the result is never worse than the start, and never NaN if the
-    start is finite.
+    A step is kept only where it lowers the energy, so the result is never worse than the start, and never NaN: a start
+    that is not finite ends as the mean hand with infinite energy.
 
     Args:
         objective: what to minimise.
         state: B hypotheses.
         iterations: the most steps taken.
         tolerance: a hypothesis has converged when three of its steps running have lowered its energy by less than this
-            fraction of 1 + energy, or short steps do not lower it.
-        race: only the best hypothesis matters: stop when it has converged and no other could still overtake it at the
-            rate of its last step that was kept.
+            fraction of 1 + energy, or short steps do not lower it. It then rests.
+        race: only the best hypothesis matters: one that would not overtake it at the rate of its last step that was
+            kept rests.
+        compiled: run the compiled op where there is one; False is the torch version.
     """
+    if compiled and _has_op(objective, race):
+        return _minimize_compiled(objective, state, iterations, tolerance, race)
     with torch.no_grad():
-        energy = objective.energy(state)
+        state, finite = _mean_where_not_finite(objective, state)
+        energy = torch.where(finite, objective.energy(state), torch.inf)
         damping = torch.full_like(energy, 1e-2)
-        converged = torch.zeros_like(energy, dtype=torch.bool)
-        idle = torch.zeros_like(energy)
+        idle = torch.where(finite, 0, IDLE_STEPS)
+        resting = ~finite
         last_gain = torch.full_like(energy, torch.inf)
-        taken = 0
-        while taken < iterations and not bool((converged | (idle >= 3)).all()):
+        steps = torch.zeros_like(idle)
+        for taken in range(1, iterations + 1):
+            if bool(resting.all()):
+                break
             matrix, gradient = objective.normal_equations(state)
             trial = state.moved(_damped_step(matrix, gradient, damping))
             trial_energy = objective.energy(trial)
-            better = trial_energy < energy
-            gain = torch.where(better, energy - trial_energy, 0.0)
+            better = (trial_energy < energy) & ~resting
+            last_gain = torch.where(better, energy - trial_energy, last_gain)
             state, energy = trial.where(better, state), torch.where(better, trial_energy, energy)
             damping = torch.where(better, damping * 0.2, damping * 6).clamp(1e-7, 1e7)
-            taken += 1
-            last_gain = torch.where(better, gain, last_gain)
             # A rejected step says nothing yet: the next one is shorter.
-            small = torch.where(better, gain <= tolerance * (1 + energy), damping > MAX_DAMPING)
-            idle = torch.where(small, idle + 1, torch.where(better, 0.0, idle))
-            converged = (idle >= 3) & energy.isfinite()
+            small = torch.where(better, last_gain <= tolerance * (1 + energy), damping > MAX_DAMPING)
+            idle = torch.where(resting, idle, torch.where(small, idle + 1, torch.where(better, 0, idle)))
+            steps = steps + ~resting
+            resting = resting | (idle >= IDLE_STEPS)
             if race:
-                leader = energy.argmin()
-                beaten = energy - energy[leader] > last_gain * (iterations - taken)
-                if bool(converged[leader]) and bool((converged | beaten).all()):
-                    break
-    return Refined(state, energy, taken, converged)
+                resting = resting | (energy - energy.min() > last_gain * (iterations - taken))
+    return Refined(state, energy, steps, (idle >= IDLE_STEPS) & energy.isfinite())
+
+
+def _mean_where_not_finite(objective: Objective, state: HandState) -> tuple[HandState, Tensor]:
+    parts = (state.pose, state.betas, state.rotation, state.cam)
+    finite = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
+    mean = HandState(
+        objective.hand.prior.mean.expand_as(state.pose),
+        torch.zeros_like(state.betas),
+        torch.eye(3, dtype=state.pose.dtype, device=state.pose.device).expand_as(state.rotation),
+        torch.zeros_like(state.cam),
+    )
+    return state.where(finite, mean), finite
+
+
+def _has_op(objective: Objective, race: bool) -> bool:
+    camera_known = isinstance(objective.camera, (ScaledOrthographic, PerspectiveCrop))
+    on_cpu = objective.evidence.joints.device.type == "cpu"
+    return camera_known and (on_cpu or not (objective.use_mesh or race))
+
+
+def _minimize_compiled(
+    objective: Objective, state: HandState, iterations: int, tolerance: float, race: bool
+) -> Refined:
+    evidence, camera = objective.evidence, objective.camera
+    intrinsics = None
+    if isinstance(camera, PerspectiveCrop):
+        intrinsics = state.cam.new_tensor([[*camera.focal, *camera.center]])
+    mask = evidence.mask if objective.use_mesh else None
+    found = newton_minimize(
+        NewtonState(state.pose, state.betas, state.rotation, state.cam),
+        NewtonEvidence(
+            evidence.joints[None],
+            evidence.confidence[None],
+            intrinsics,
+            None if mask is None else mask[None].to(objective.model.hands_mean.dtype),
+        ),
+        objective.hand.compiled_hand,
+        objective.hand.compiled_mesh if objective.use_mesh else None,
+        astuple(objective.weights),
+        iterations,
+        tolerance,
+        race,
+    )
+    return Refined(HandState(*found.state), found.energy, found.steps, found.status == CONVERGED)
 
 
 def _damped_step(matrix: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
@@ -313,5 +388,30 @@ def best(refined: Refined) -> Refined:
         refined,
         state=refined.state[winner],
         energy=refined.energy[winner],
+        iterations=refined.iterations[winner],
         converged=refined.converged[winner],
     )
+
+
+def _newton_hand(rest: RestSkeleton, prior: PosePrior) -> NewtonHand:
+    """Skeleton and prior as the compiled op takes them."""
+    bones_m, bone_dirs = rest.chain.clone(), rest.chain_dirs.clone()
+    bones_m[:, 1:] -= rest.chain[:, :-1]
+    bone_dirs[:, :, 1:] -= rest.chain_dirs[:, :, :-1]
+    axes = prior.axes.reshape(N_ARTICULATED, 3, N_ARTICULATED, 3).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return NewtonHand(
+        torch.cat([rest.wrist[None], bones_m.flatten(0, 1)]),
+        torch.cat([rest.wrist_dirs[:, None], bone_dirs.flatten(1, 2)], dim=1).permute(1, 2, 0).contiguous(),
+        prior.mean,
+        prior.precision,
+        axes.contiguous(),
+        prior.low,
+        prior.high,
+    )
+
+
+def _newton_mesh(model: HandModel, laplacian: Tensor) -> NewtonMesh:
+    rows, columns = laplacian.nonzero(as_tuple=True)
+    start = torch.nn.functional.pad(rows.bincount(minlength=len(laplacian)).cumsum(0), (1, 0))
+    tips = torch.tensor([model.tip_ids[finger] for finger in TIP_OF_CHAIN], dtype=torch.int32, device=rows.device)
+    return NewtonMesh(model.basis, tips, model.faces, start.int(), columns.int(), laplacian[rows, columns])
