@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from dhpe_fast.hand import HandModel, HandParams
     from dhpe_fast.hand_fit import HandFit
     from dhpe_fast.nets import DHPE
+    from dhpe_fast.video import fit_video
 
-__all__ = ["DHPE", "HandFit", "HandModel", "HandParams", "__version__", "fit"]
+__all__ = ["DHPE", "HandFit", "HandModel", "HandParams", "__version__", "fit", "fit_video"]
 
 _HOME = {
     "DHPE": "dhpe_fast.nets",
@@ -31,6 +32,7 @@ _HOME = {
     "HandModel": "dhpe_fast.hand",
     "HandParams": "dhpe_fast.hand",
     "fit": "dhpe_fast.fit",
+    "fit_video": "dhpe_fast.video",
 }
 """Public name -> the module that defines it."""
 

@@ -41,8 +41,12 @@ ROOMS = (
     "hand_fit",
     "fit",
     "one_euro",
+    "warm_start",
+    "hand_filter",
     "tracks",
+    "hand_tracker",
     "video_file",
+    "video",
     "io",
     "viz",
     "doctor",
@@ -56,7 +60,7 @@ ROOMS = (
 )
 """Low to high: a module imports only from its own room and from rooms before it."""
 
-UPWARD_CALLS = {("hand_fit", "viz"), ("hand_fit", "io")}
+UPWARD_CALLS = {("hand_fit", "viz"), ("hand_fit", "io"), ("video", "viz")}
 """Methods `overlay` and `save` are doors to higher rooms; they import them when they are called, never before."""
 
 OPS = [name for name in dhpe_fast.ops.__all__ if name.islower()]

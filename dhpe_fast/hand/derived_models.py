@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from dhpe_fast.hand.model import HandModel
 
@@ -38,6 +39,24 @@ def copied_model(model: HandModel) -> HandModel:
     """A model of its own, so that what a caller does to it changes no later fit."""
     twin = copy.copy(model)
     twin._buffers = {name: None if t is None else t.clone() for name, t in model._buffers.items()}
+    return twin
+
+
+def shaped_model(
+    model: HandModel,
+    betas: Tensor,  # (10,)
+) -> HandModel:
+    """The hand of one person: a model whose mean shape these betas are, and whose own betas change nothing."""
+    basis = model.basis
+    betas = betas.to(basis.v_template)
+    changed = {
+        "v_template": basis.v_template + torch.einsum("s,svc->vc", betas, basis.shapedirs),
+        "joint_template": basis.joint_template + torch.einsum("s,sjc->jc", betas, basis.joint_shapedirs),
+        "shapedirs": torch.zeros_like(basis.shapedirs),
+        "joint_shapedirs": torch.zeros_like(basis.joint_shapedirs),
+    }
+    twin = copy.copy(model)
+    twin._buffers = model._buffers | changed
     return twin
 
 

@@ -1,0 +1,296 @@
+"""Hands followed through a video, against motion that is known."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import dhpe_fast
+from dhpe_fast.data.motion import moving_hand
+from dhpe_fast.data.rendered import RenderedHand
+from dhpe_fast.evidence import HandEvidence
+from dhpe_fast.hand import HandModel
+from dhpe_fast.hand_filter import Smoothing
+from dhpe_fast.metrics import jitter, pa_mpjpe_mm
+from dhpe_fast.one_euro import OneEuro
+from dhpe_fast.tracks import Tracking
+from dhpe_fast.video import FrameFit
+from dhpe_fast.video_file import MissingVideoFileError, VideoFileError, video_writer
+
+BLANK = np.zeros((240, 320, 3), np.uint8)
+
+
+def keypoints_of(views: list[RenderedHand], noise_px: float = 1.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [view.joints2d_px.numpy() + rng.normal(0, noise_px, (21, 2)) for view in views]
+
+
+def motion(n_frames: int, seed: int = 0, side: str = "right", **options) -> list[RenderedHand]:
+    return list(moving_hand(n_frames, seed, HandModel.default(side), **options))
+
+
+def fitted(keypoints: list, **options) -> list[FrameFit]:
+    return list(dhpe_fast.fit_video([BLANK] * len(keypoints), keypoints=keypoints, **{"hand": "right", **options}))
+
+
+def ids(frames: list[FrameFit]) -> list[list[int]]:
+    return [[hand.track_id for hand in frame.hands] for frame in frames]
+
+
+@pytest.mark.slow
+def test_300_frames_are_tracked_to_the_known_answer():
+    """Ten seconds of motion; keypoints with noise of 1.5 % of the hand. One track, calm, near the truth."""
+    views = motion(300)
+    video = dhpe_fast.fit_video((BLANK for _ in views), keypoints=keypoints_of(views, 1.5), hand="right")
+    errors_mm, errors_px, raw_errors_mm, searched, shapes = [], [], [], 0, []
+    for view, frame in zip(views, video, strict=True):
+        (hand,) = frame.hands
+        assert hand.track_id == 0
+        errors_mm.append(float(pa_mpjpe_mm(hand.fit.joints_m, view.joints_m)))
+        raw_errors_mm.append(float(pa_mpjpe_mm(hand.raw_joints_m, view.joints_m)))
+        errors_px.append(float((hand.fit.joints2d_px - view.joints2d_px).norm(dim=1).mean()))
+        searched += hand.searched
+        shapes.append(hand.fit.params.shape[0])
+    assert np.median(errors_mm) < 6
+    assert np.mean(errors_mm) < np.mean(raw_errors_mm)
+    assert np.mean(errors_px) < 1.5  # the keypoints are off by 1.9
+    assert video.jitter.n_frames == 298
+    assert video.jitter.after_mm <= 0.5 * video.jitter.before_mm
+    assert video.jitter.after_px <= 0.5 * video.jitter.before_px
+    assert searched < 10
+    changes = [index for index in range(1, 300) if not torch.equal(shapes[index], shapes[index - 1])]
+    assert changes == [1, 3, 7, 15, 31, 63, 127, 255]
+    assert video.fault is None
+
+
+def test_jitter_is_that_of_the_joints_which_are_returned():
+    frames = dhpe_fast.fit_video([BLANK] * 8, keypoints=keypoints_of(motion(8)), hand="right")
+    hands = [frame.hands[0] for frame in frames]
+    found = frames.jitter
+    assert found.n_frames == 6
+    for value, parts, unit in (
+        (found.before_mm, [hand.raw_joints_m for hand in hands], 1e3),
+        (found.after_mm, [hand.fit.joints_m for hand in hands], 1e3),
+        (found.before_px, [hand.raw_joints2d_px for hand in hands], 1),
+        (found.after_px, [hand.fit.joints2d_px for hand in hands], 1),
+    ):
+        assert value == pytest.approx(unit * jitter(torch.stack(parts)), rel=1e-6)
+    assert "before smoothing" in str(found)
+
+
+def test_without_smoothing_the_hands_are_those_before_it():
+    keypoints = keypoints_of(motion(5))
+    smooth, plain = fitted(keypoints), fitted(keypoints, smooth=None)
+    for one, other in zip(smooth, plain, strict=True):
+        torch.testing.assert_close(one.hands[0].raw_joints_m, other.hands[0].fit.joints_m, rtol=0, atol=1e-6)
+        torch.testing.assert_close(one.hands[0].raw_joints2d_px, other.hands[0].fit.joints2d_px, rtol=0, atol=1e-3)
+        torch.testing.assert_close(other.hands[0].raw_joints_m, other.hands[0].fit.joints_m, rtol=0, atol=1e-6)
+    calm = Smoothing(place=OneEuro(0.01), rotation=OneEuro(0.01), pose=OneEuro(0.01), size=OneEuro(0.01))
+    still = fitted(keypoints, smooth=calm)
+    first, last = still[0].hands[0], still[4].hands[0]
+    moved = (last.raw_joints2d_px - first.raw_joints2d_px).norm(dim=1).mean()
+    assert (last.fit.joints2d_px - first.fit.joints2d_px).norm(dim=1).mean() < 0.1 * moved
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_known_camera_gives_metric_motion(side):
+    """The depth follows from the size, which is that of a guessed hand: its changes are right, and its direction."""
+    views = motion(10, 2, side, camera="pinhole")
+    frames = fitted(keypoints_of(views, 0.5), hand=side, camera=views[0].camera)
+    for view, frame in zip(views, frames, strict=True):
+        hand = frame.hands[0].fit
+        assert hand.side == side
+        assert (hand.joints2d_px - view.joints2d_px).norm(dim=1).mean() < 1.5
+        torch.testing.assert_close(frame.hands[0].raw_joints_m[9, 2], hand.joints_m[9, 2], rtol=0.05, atol=0)
+        assert 0.8 < float(hand.joints_m[9, 2] / view.joints_m[9, 2]) < 1.25
+
+
+def two_hands(n_frames: int) -> Iterator[list[HandEvidence]]:
+    """A right hand that moves right and a left one that moves left, through each other, listed in changing order."""
+    right, left = motion(1, 0)[0].joints2d_px.numpy(), motion(1, 1, "left")[0].joints2d_px.numpy()
+    for index in range(n_frames):
+        x = 60 * (2 * index / (n_frames - 1) - 1)
+        hands = [
+            HandEvidence(right + np.array([x, 0.0]), np.ones(21), "right"),
+            HandEvidence(left - np.array([x, 0.0]), np.ones(21), "left"),
+        ]
+        yield hands[:: 1 if index % 2 else -1]
+
+
+def test_hands_that_pass_through_each_other_keep_their_tracks():
+    frames = list(dhpe_fast.fit_video([BLANK] * 9, keypoints=two_hands(9)))
+    sides = [{hand.fit.side: hand.track_id for hand in frame.hands} for frame in frames]
+    assert sides == [sides[0]] * 9
+    assert sorted(sides[0].values()) == [0, 1]
+
+
+def test_a_hand_that_leaves_and_returns():
+    """Within half a second (15 frames) near its place it is the same hand, later it is a new one."""
+    keypoint = motion(1)[0].joints2d_px.numpy()
+    hidden = np.full((21, 2), np.nan)
+    barely = np.where(np.arange(21)[:, None] < 3, keypoint, np.nan)
+    away = [None, [], hidden, barely, np.zeros((0, 21, 2))]
+    frames = fitted([keypoint, *away, keypoint, *[None] * 15, keypoint])
+    assert ids(frames) == [[0], *[[]] * 5, [0], *[[]] * 15, [1]]
+    assert not frames[6].hands[0].searched
+    assert frames[-1].hands[0].searched
+    patient = fitted([keypoint, *[None] * 15, keypoint], tracking=Tracking(resume_s=2.0))
+    assert ids(patient)[-1] == [0]
+    elsewhere = fitted([keypoint, None, keypoint + np.array([100.0, 0.0])])
+    assert ids(elsewhere) == [[0], [], [1]]
+
+
+def test_a_video_without_hands_has_no_jitter():
+    video = dhpe_fast.fit_video([BLANK] * 3, keypoints=[None] * 3)
+    assert [frame.hands for frame in video] == [()] * 3
+    assert np.isnan(video.jitter.before_mm)
+    assert str(video.jitter) == "no hand in three frames running"
+    assert list(dhpe_fast.fit_video([], keypoints=[])) == []
+
+
+def test_one_look_at_the_wrong_side_changes_nothing_and_many_do():
+    keypoint = motion(1)[0].joints2d_px.numpy()
+    sides = ["right", "right", "left", "right", "left", "left", "left", "left"]
+    frames = list(
+        dhpe_fast.fit_video(
+            [BLANK] * len(sides), keypoints=[[HandEvidence(keypoint, np.ones(21), side)] for side in sides]
+        )
+    )
+    assert ids(frames) == [[0]] * len(sides)
+    assert [frame.hands[0].fit.side for frame in frames] == ["right"] * 6 + ["left"] * 2
+    assert [frame.hands[0].searched for frame in frames[4:]] == [False, False, True, False]
+    assert frames[7].hands[0].fit.model.side == "left"
+
+
+def test_a_sudden_other_pose_is_searched():
+    """The warm start would stay in the last pose's basin: a fist where a flat hand was, seen from behind."""
+    before, after = motion(1, 3)[0], motion(1, 6)[0]
+    keypoints = [before.joints2d_px.numpy()] * 2 + [after.joints2d_px.numpy() - after.joints2d_px.numpy().mean(0)]
+    keypoints[2] = keypoints[2] + before.joints2d_px.numpy().mean(0)
+    alone = dhpe_fast.fit(BLANK, keypoints=keypoints[2], hand="right")
+    last = fitted(keypoints, smooth=None)[2]
+    assert ids([last]) == [[0]]
+    assert last.hands[0].fit.residuals["joints2d_box"] < 3 * alone.residuals["joints2d_box"] + 0.01
+
+
+# --- Frames ------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_read_when_asked_for_and_not_kept():
+    asked = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for index in range(100):
+            asked.append(index)
+            yield np.full((240, 320, 3), index, np.uint8)
+
+    keypoint = motion(1)[0].joints2d_px.numpy()
+    video = dhpe_fast.fit_video(camera(), keypoints=(keypoint for _ in range(100)), fps=10)
+    assert asked == []
+    first = next(video)
+    assert asked == [0]
+    assert (first.index, first.time_s, first.image[0, 0, 0]) == (0, 0.0, 0)
+    watch = weakref.ref(first.hands[0].fit), weakref.ref(first.image)
+    second = next(video)
+    assert (second.index, second.time_s) == (1, 0.1)
+    del first
+    gc.collect()
+    assert [one() for one in watch] == [None, None]
+    video.close()
+    assert list(video) == []
+    assert asked == [0, 1]
+
+
+def test_an_evidence_source_sees_each_frame(tmp_path):
+    views = motion(4, pictures=True)
+    with video_writer(tmp_path / "a.mp4", 25) as out:
+        for view in views:
+            out.write(view.image)
+    joints, seen = keypoints_of(views), []
+
+    def source(image: np.ndarray, boxes: None) -> list[HandEvidence]:
+        seen.append(image)
+        return [HandEvidence(joints[len(seen) - 1], np.ones(21), "right", 0.7)]
+
+    video = dhpe_fast.fit_video(tmp_path / "a.mp4", evidence=source)
+    assert (video.fps, video.n_promised) == (25, 4)
+    frames = list(video)
+    assert ids(frames) == [[0]] * 4
+    assert frames[3].time_s == pytest.approx(0.12)
+    assert np.abs(seen[2].astype(int) - views[2].image).mean() < 8
+    assert frames[2].overlay().shape == (240, 320, 3)
+    assert set(frames[2].hands[0].fit.timings_ms) >= {"read", "evidence", "crop", "refine", "smooth", "render"}
+
+
+def test_a_truncated_video_gives_its_frames_and_a_warning(tmp_path):
+    with video_writer(tmp_path / "a.avi", 25) as out:
+        for view in motion(30, pictures=True, image_size=(96, 128)):
+            out.write(view.image)
+    whole = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(whole[: len(whole) // 2])
+    video = dhpe_fast.fit_video(tmp_path / "a.avi", keypoints=[None] * 30)
+    frames = []
+    with pytest.warns(RuntimeWarning, match=r"a\.avi: ends after \d+ of 30 frames: it is truncated or damaged"):
+        frames.extend(video)
+    assert 5 < len(frames) < 25
+    assert video.fault is not None
+
+
+def test_what_is_no_video_is_said_at_once(tmp_path):
+    with pytest.raises(MissingVideoFileError, match=r"none\.mp4: no such file"):
+        dhpe_fast.fit_video(tmp_path / "none.mp4", keypoints=[])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with pytest.raises(VideoFileError, match="the file is empty"):
+        dhpe_fast.fit_video(str(tmp_path / "empty.mp4"), keypoints=[])
+
+
+def test_a_hand_that_cannot_be_fitted_is_missing_with_its_reason():
+    """A camera so close to the hand that no hand has this image."""
+    views = motion(2)
+    far = dhpe_fast.hand.Pinhole(20.0, 20.0, 160.0, 120.0)
+    frames = list(dhpe_fast.fit_video([BLANK] * 2, keypoints=keypoints_of(views), hand="right", camera=far))
+    assert [frame.hands for frame in frames] == [(), ()]
+    assert all("camera: focal lengths" in frame.faults[0] for frame in frames)
+
+
+KEYPOINT = np.random.default_rng(0).uniform(50, 150, (21, 2))
+BAD_INPUT = {
+    "one image": ({"frames": BLANK}, ValueError, r"frames: expected a path or images \(T, H, W, 3\), got an array"),
+    "no images": ({"frames": 7}, TypeError, "frames: expected a path or images, got int"),
+    "hand": ({"hand": "both"}, ValueError, "hand: expected 'auto', 'right' or 'left'"),
+    "order": ({"order": "random"}, ValueError, "random"),
+    "fps": ({"fps": 0}, ValueError, "fps: expected a number in"),
+    "smooth": ({"smooth": True}, TypeError, "smooth: expected a Smoothing or None, got bool"),
+    "tracking": ({"tracking": 0.5}, TypeError, "tracking: expected a Tracking, got float"),
+    "keypoints": ({"keypoints": 5}, TypeError, "keypoints: expected an entry for each frame, got int"),
+    "evidence": ({"keypoints": None, "evidence": "magic"}, ValueError, "evidence.*magic"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_named_before_any_frame_is_read(case):
+    change, error, message = BAD_INPUT[case]
+    with pytest.raises(error, match=message):
+        dhpe_fast.fit_video(**{"frames": [BLANK], "keypoints": [KEYPOINT], **change})
+
+
+BAD_FRAMES = {
+    "size": ([BLANK, BLANK[:, :200]], [None, None], "frame 1: image: is 200 x 240 px, the frames before it are 320 x"),
+    "no image": ([BLANK, np.zeros((2, 4, 4, 7), np.uint8)], [None, None], "frame 1: image: expected"),
+    "shape": ([BLANK] * 2, [None, KEYPOINT[:20]], r"frame 1: keypoints.*\(20, 2\)"),
+    "too few entries": ([BLANK] * 2, [None], "frame 1: keypoints: there are none for this frame; give None for one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FRAMES)
+def test_a_bad_frame_is_named_by_its_number(case):
+    frames, keypoints, message = BAD_FRAMES[case]
+    video = dhpe_fast.fit_video(frames, keypoints=keypoints)
+    next(video)
+    with pytest.raises(ValueError, match=message):
+        next(video)
