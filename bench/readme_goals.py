@@ -57,7 +57,7 @@ def goals_table(lbs: Result | None, raster: Result | None, roofline: Result | No
     """A row for each goal whose result is there."""
     rows = [_goal_row("skinning", ("lbs",), goal, lbs, roofline) for goal in LBS_GOALS if lbs]
     rows += [_goal_row("silhouette, 224 x 224", MODES, goal, raster, roofline) for goal in SILHOUETTE_GOALS if raster]
-    return markdown(("work on the CPU", "goal", "reached", "where less: the goal here", "measured limit"), *rows)
+    return markdown(("work on the CPU", "goal", "reached", "where less: the goal here", "of which"), *rows)
 
 
 def _goal_row(work: str, jobs: tuple[str, ...], goal: Goal, result: Result, roofline: Result | None) -> tuple[str, ...]:

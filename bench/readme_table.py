@@ -111,6 +111,9 @@ def _raster_rows() -> list[tuple[str, str, str]]:
         for batch in (1, 32):
             ms = [own_row(result, job, direction, batch)["median_ms"] for direction in ("forward", "backward")]
             found.append(f"{plural(batch, 'hand')} {number(ms[0])} ms, {number(ms[1])} ms")
+        for direction, when in (("forward", "forward"), ("backward", "with backward")):
+            compared = [f"{value:.1f} x {peer}" for peer, value in ratios(own_row(result, job, direction, 1)).items()]
+            found += [f"1 hand {when} {', '.join(compared)}"] * bool(compared)
         command = f"`bench/bench_raster.py`, {machine(result['run'])}"
         rows.append((f"{name}, 224 x 224: forward, with backward", "; ".join(found), command))
     return rows
@@ -224,6 +227,8 @@ def directions_table() -> str:
     for reading in result["reading"]:
         within, beyond = reading.get("within_l2_gb_s"), reading.get("beyond_l2_gb_s")
         sides = [f"{rate:.0f} GB/s {place}" for rate, place in ((within, "within L2"), (beyond, "beyond it")) if rate]
+        if within and beyond and beyond > within:  # noise: the two slopes cannot be told apart
+            sides = [f"about {min(within, beyond):.0f} to {max(within, beyond):.0f} GB/s"]
         threads = plural(reading["threads"], "thread")
         rates.append(f"{threads}: {' and '.join(sides)}, {reading['without_directions_us']:.1f} µs without directions")
     return f"{markdown(head, *rows)}\n\nWhat a further direction takes, by least squares. {'. '.join(rates)}."

@@ -36,8 +36,8 @@ def ratios(row: Row) -> dict[str, float]:
 
 
 def machine(run: Row) -> str:
-    """The processor and how much of it took part."""
-    return f"{run['processor']}, {plural(run['threads'], 'thread')}"
+    """The processor and how much of it took part, and what was measured."""
+    return f"{run['processor']}, {plural(run['threads'], 'thread')}, {run['commit']}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -19,6 +19,8 @@ from dhpe_fast.reference.rasterize import setup_faces
 from dhpe_fast.reference.silhouette_edge import _contour
 
 FLOAT = 4
+FUSED = ("soft",)
+"""The others are compiled without fused multiplications and additions: every processor then draws the same."""
 AFFINE = 12  # numbers of a joint's 3 x 4 transform
 
 
@@ -39,14 +41,14 @@ def lbs_forward(basis: LbsBasis, batch: int) -> Work:
 
     Blend shapes: a multiplication and an addition for each of 3 V (S + P) numbers. Skinning: K weighted 3 x 4
     transforms a vertex, then 9 multiplications and 9 additions to apply the sum. Kinematics: about 150 operations a
-    joint. Besides vertices and joints, the bent vertices are written, for the gradient.
+    joint.
     """
     verts, slots = basis.skin_weights.shape
     joints = len(basis.parents)
     directions = len(basis.shapedirs) + len(basis.posedirs)
     a_hand = 2 * 3 * verts * directions + verts * (2 * AFFINE * slots + 18) + 150 * joints
     read = _basis_bytes(basis) + batch * FLOAT * (3 * joints + len(basis.shapedirs))
-    written = batch * FLOAT * (2 * 3 * verts + 3 * joints)
+    written = batch * FLOAT * (3 * verts + 3 * joints)
     return Work(batch * a_hand, read + written, _basis_bytes(basis) * (batch > 1))
 
 
@@ -55,14 +57,15 @@ def lbs_forward_and_backward(basis: LbsBasis, batch: int) -> Work:
 
     The gradient of the blend shapes' coefficients is a second product with the same 3 V (S + P) numbers. Each vertex
     needs its transform once more, 15 operations for the gradient of the bent vertex and 9 for that of the transform,
-    which is added to K joints. Read: bent vertices and gradients of the results.
+    which is added to K joints. The bent vertices are written on the way forth, and read with the gradients of the
+    results.
     """
     forward = lbs_forward(basis, batch)
     verts, slots = basis.skin_weights.shape
     joints = len(basis.parents)
     directions = len(basis.shapedirs) + len(basis.posedirs)
     a_hand = 2 * 3 * verts * directions + verts * (2 * 2 * AFFINE * slots + 24) + 300 * joints
-    moved = _basis_bytes(basis) + batch * FLOAT * (2 * 3 * verts + 3 * joints + 3 * joints + len(basis.shapedirs))
+    moved = _basis_bytes(basis) + batch * FLOAT * (3 * 3 * verts + 3 * joints + 3 * joints + len(basis.shapedirs))
     return Work(forward.operations + batch * a_hand, forward.bytes_moved + moved, forward.bytes_of_each_thread)
 
 
@@ -85,7 +88,7 @@ def raster_forward(job: str, scene: Scene, sigma_px: float) -> Work:
     else:
         operations = 25 * _box_pixels(scene, 0.0) + 60 * faces
     written = {"rasterize": 5, "nmr": 2, "edge": 1, "soft": 2}[job]
-    return Work(operations, _mesh_bytes(scene) + _image_bytes(scene, written), fused=False)
+    return Work(operations, _mesh_bytes(scene) + _image_bytes(scene, written), fused=job in FUSED)
 
 
 def raster_forward_and_backward(job: str, scene: Scene, sigma_px: float) -> Work:
@@ -108,7 +111,7 @@ def raster_forward_and_backward(job: str, scene: Scene, sigma_px: float) -> Work
         operations = 85 * float((face_index >= 0).sum()) if job == "rasterize" else 6 * _nmr_pairs(scene, face_index)
     read = {"rasterize": 5, "nmr": 2, "edge": 1, "soft": 2}[job]
     moved = forward.bytes_moved + _mesh_bytes(scene) + _image_bytes(scene, read) + FLOAT * scene.verts_px.numel()
-    return Work(forward.operations + operations, moved, fused=False)
+    return Work(forward.operations + operations, moved, fused=job in FUSED)
 
 
 def _basis_bytes(basis: LbsBasis) -> int:

@@ -103,7 +103,7 @@ def test_skinning_is_counted_by_hand():
     work = work_counts.lbs_forward(basis, 3)
     numbers = 6 + 6 + 54 + 6 + 6 + 2 + 2 + 2  # template, shape, pose, joints, their shape, slots, weights, parents
     assert work.operations == 3 * (2 * 6 * 10 + 2 * (2 * 12 + 18) + 150 * 2)
-    assert work.bytes_moved == 4 * (numbers + 3 * (6 + 1) + 3 * (2 * 6 + 6))
+    assert work.bytes_moved == 4 * (numbers + 3 * (6 + 1) + 3 * (6 + 6))
     assert work.bytes_of_each_thread == 4 * numbers
 
 
