@@ -24,14 +24,14 @@ RESULTS = Path(__file__).with_name("results")
 DEVICE = os.environ.get("DHPE_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 """What a benchmark measures: the GPU where there is one."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 20000
-QUIET_LOAD = 0.5
-_LOAD_BEFORE = os.getloadavg()[0]
+QUIET_BUSY = 0.1
+"""Up to this share of the processors' time may go to others while nothing is measured yet."""
 
 
 def run_facts(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Machine, versions, commit and date, for the head of a result file.
 
-    `load_before` is the machine's load average of the minute before this process started.
+    `busy_before` is the share of all processors' time that others took just before; None where it is not known.
     """
     device = torch.device(device)
     return {
@@ -43,7 +43,7 @@ def run_facts(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": cpu_name(),
         "cores": os.cpu_count(),
-        "load_before": round(_LOAD_BEFORE, 2),
+        "busy_before": _BUSY_BEFORE,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
@@ -102,9 +102,9 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 def noise_warning() -> str:
     """Says so where somebody else was at work before this process started; empty where not."""
-    if _LOAD_BEFORE <= QUIET_LOAD:
+    if _BUSY_BEFORE is None or _BUSY_BEFORE <= QUIET_BUSY:
         return ""
-    return f"NOT A QUIET MACHINE: its load was {_LOAD_BEFORE:.2f} before this run. Keep no figures of it.\n"
+    return f"NOT A QUIET MACHINE: {_BUSY_BEFORE:.0%} busy before this run. Keep no figures of it.\n"
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
@@ -146,3 +146,22 @@ def _commit() -> str | None:
         "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md", ":!docs"
     )
     return f"{commit}+changes" if commit and changed else commit
+
+
+def _busy_share(seconds: float) -> float | None:
+    """The share of all processors' time that is not idle while this process waits; Linux alone tells."""
+
+    def ticks() -> np.ndarray:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0]
+        return np.array(first.split()[1:9], dtype=np.float64)  # user nice system idle iowait irq softirq steal
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        spent = ticks() - before
+    except OSError:
+        return None
+    return round(float(1 - spent[3:5].sum() / max(spent.sum(), 1.0)), 3)
+
+
+_BUSY_BEFORE = _busy_share(0.5)
