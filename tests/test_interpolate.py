@@ -8,6 +8,7 @@ import torch
 from meshes import soup, sphere
 
 from dhpe_fast import ops, reference
+from dhpe_fast.ops.interpolate import _ordered_gradient
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-12, "atol": 1e-12}}
 
@@ -134,14 +135,19 @@ def test_deterministic_algorithms_give_the_same_gradient(device, dtype):
     torch.testing.assert_close(grads[0], grads[1], **TOLERANCE[dtype])
 
 
-def test_the_ordered_gradient_is_the_kernels(dtype):
-    from dhpe_fast.ops.interpolate import _ordered_gradient
-
+@pytest.mark.parametrize("change", ["none", "vertex -1", "vertex V", "face F"])
+def test_the_ordered_gradient_is_the_kernels(dtype, change):
     verts, faces, seen = rendered(dtype, (2,))
+    n_verts, face_index = verts.shape[-2], seen.face_index.clone()
+    if change == "face F":
+        face_index[0, 10, 12] = len(faces)
+    elif change != "none":
+        faces[int(face_index[0, 10, 12]), 1] = -1 if change == "vertex -1" else n_verts
     grad = torch.randn(2, 20, 24, 3, dtype=dtype)
-    arguments = torch.randn(2, verts.shape[-2], 3, dtype=dtype), faces, seen.face_index, seen.bary
-    kernel, _ = torch.ops.dhpe_fast._interpolate_backward(grad, *arguments)
-    ordered = _ordered_gradient(grad, verts.shape[-2], *arguments[1:])
+    kernel, _ = torch.ops.dhpe_fast._interpolate_backward(
+        grad, torch.randn(2, n_verts, 3, dtype=dtype), faces, face_index, seen.bary
+    )
+    ordered = _ordered_gradient(grad, n_verts, faces, face_index, seen.bary)
     torch.testing.assert_close(ordered, kernel, **TOLERANCE[dtype])
 
 
@@ -182,14 +188,30 @@ def test_strided_inputs_and_index_dtypes(interpolate):
     assert torch.equal(strided, interpolate(values[:, ::2].contiguous(), faces, seen))
 
 
-def test_a_vertex_out_of_range_makes_its_face_empty(device):
-    verts, faces, seen = rendered()
-    face = int(seen.face_index.max())
-    faces[face, 1] = len(verts)
-    values = torch.ones(len(verts), 1, dtype=verts.dtype, device=device)
-    seen = ops.Fragments(*(t.to(device) for t in seen))
-    image = ops.interpolate(values, faces.to(device), seen)[..., 0]
-    torch.testing.assert_close(image, ((seen.face_index >= 0) & (seen.face_index != face)).to(verts.dtype))
+# Two faces over four vertices, an id out of range in the second; or a pixel that names a third face.
+OUT_OF_RANGE = {
+    "vertex -1": ([[0, 1, 2], [1, 2, -1]], 1),
+    "vertex V": ([[0, 1, 2], [1, 4, 2]], 1),
+    "face F": ([[0, 1, 2], [1, 2, 3]], 2),
+    "no faces": ([], 0),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE)
+def test_an_id_out_of_range_makes_its_face_empty(interpolate, dtype, case):
+    faces, second = OUT_OF_RANGE[case]
+    faces = torch.tensor(faces, dtype=torch.int64).reshape(-1, 3)
+    bary = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]], dtype=dtype).requires_grad_()
+    seen = ops.Fragments(torch.tensor([[0, second, -1]], dtype=torch.int32), bary, bary.new_zeros(1, 3))
+    values = torch.tensor([[8.0], [16], [4], [2]], dtype=dtype).requires_grad_()
+    image = interpolate(values, faces, seen)
+    image.sum().backward()
+    seen_by_hand = [] if len(faces) == 0 else [0.5, 0.25, 0.25]
+    expected = torch.zeros(4, dtype=dtype)
+    expected[: len(seen_by_hand)] = torch.tensor(seen_by_hand, dtype=dtype)
+    assert image.flatten().tolist() == [(expected @ values[:, 0].detach()).item(), 0.0, 0.0]
+    assert values.grad[:, 0].tolist() == expected.tolist()
+    assert bary.grad[0].tolist() == [[8.0, 16, 4] if len(faces) else [0.0] * 3, [0.0] * 3, [0.0] * 3]
 
 
 @pytest.mark.parametrize("shared", [False, True])

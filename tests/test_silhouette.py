@@ -172,6 +172,17 @@ def test_the_module_default_of_neural_renderer_is_reached_by_eps(silhouette):
     torch.testing.assert_close(scaled, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
+def test_a_crossing_that_rounding_puts_beyond_the_face_still_pulls_its_whole_line(silhouette):
+    # Row 90 meets both long edges at vertex 1, its pixels 0 to 72 being covered. In float32 the edge that begins 15,696
+    # px further left is found to cross the row at 73.002, past the vertex at 72.99968 (from the first pixel's centre).
+    verts = torch.tensor([[-15696.492, 82.866936, 1], [73.49968, 90.5, 1], [-15696.492, 110.5, 1]])
+    grad_mask = torch.zeros(224, 224)
+    grad_mask[90] = 1.0
+    grad = silhouette.gradient(verts, [[0, 1, 2]], 224, grad_mask)
+    by_hand = 2 * sum(1 / (72.99968 - d + 1e-4 * 112) for d in range(73))
+    assert grad[1, 0].item() == pytest.approx(by_hand, rel=1e-3)
+
+
 # ---- Against the loops ------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,14 @@ def hand_px(seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 # ---- The image --------------------------------------------------------------------------------------------
 
 
+def test_a_vertex_one_rounding_above_the_last_border(edge):
+    # The middle between it and the border, at y = 4, rounds to the border, which belongs to no row of pixels.
+    top = math.nextafter(4.0, 0.0)
+    verts = torch.tensor([[0.0, top, 1], [3, 1, 1], [3, 6, 1]], dtype=torch.float64)
+    # Right of x = 3 - 3 (y - 1) / (top - 1) down to y = 4: half of a square of 3 px.
+    assert edge(verts, [[0, 1, 2]], 4).sum().item() == pytest.approx(4.5, abs=1e-12)
+
+
 def test_one_triangle_covers_what_one_computes_by_hand(edge, dtype):
     # The right angle at (1, 1), legs of 2 px: row 0 is empty, row 1 holds 1 - 0 and 1/2, row 2 holds 1/2.
     triangle = torch.tensor([[1, 1, 5], [1, 3, 5], [3, 1, 5]], dtype=dtype)

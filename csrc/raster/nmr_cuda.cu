@@ -81,8 +81,10 @@ __device__ void scan_edge(const PulledLines& lines, int64_t image, const int32_t
         outwards[1] += nmr_pull(w, distance, x.t1, margin1);
       }
     }
-    if (has_excess && line_index[x.out * lines.step] < 0 && x.in >= s.low && x.in <= s.high) {
-      for (int d = x.in - e.outward * lane_of(); d >= s.low && d <= s.high; d -= e.outward * kWarp) {
+    if (has_excess && line_index[x.out * lines.step] < 0) {
+      // From `x.in` inwards; rounding may put that beyond the face.
+      const int start = e.outward > 0 ? (x.in < s.high ? x.in : s.high) : (x.in > s.low ? x.in : s.low);
+      for (int d = start - e.outward * lane_of(); d >= s.low && d <= s.high; d -= e.outward * kWarp) {
         const T w = line_grad[d * lines.step];
         if (line_index[d * lines.step] != face || !(w > 0)) continue;
         const T distance = std::fabs(static_cast<T>(d) - x.at);

@@ -177,12 +177,13 @@ void pull_outwards(const Lines<T>& lines, int begin, int end, int outward, const
   sum.give(pull);
 }
 
-// What the pixels of this face that should be empty pull, from `x.in` inwards.
+// What the pixels of this face that should be empty pull, from `x.in` inwards; rounding may put that beyond the face.
 template <typename T>
 void pull_inwards(const Lines<T>& lines, const int32_t* index, const T* grad, const NmrScan<T>& s,
                   const NmrCrossing<T>& x, int32_t face, T* sum) {
   const T margin0 = nmr_margin(s.eps_px, x.t0), margin1 = nmr_margin(s.eps_px, x.t1);
-  for (int d = x.in; d >= s.low && d <= s.high; d -= s.edge.outward) {
+  const int start = s.edge.outward > 0 ? std::min(x.in, s.high) : std::max(x.in, s.low);
+  for (int d = start; d >= s.low && d <= s.high; d -= s.edge.outward) {
     const int64_t pixel = d * lines.step;
     if (index[pixel] != face || !(grad[pixel] > 0)) continue;
     const T distance = std::fabs(static_cast<T>(d) - x.at);

@@ -11,7 +11,7 @@ from dhpe_fast.ops._derivatives import register_derivative
 from dhpe_fast.ops._fake import check_shape
 from dhpe_fast.ops._library import check_kernels
 from dhpe_fast.reference._arguments import result_dtype, widened
-from dhpe_fast.reference.interpolate import check_interpolation
+from dhpe_fast.reference.interpolate import check_interpolation, shows_a_face
 from dhpe_fast.reference.rasterize import Fragments
 
 
@@ -98,7 +98,7 @@ def _ordered_gradient(
     face_index: Tensor,  # (B, H, W)
     bary: Tensor,  # (B, H, W, 3)
 ) -> Tensor:  # (B, V, C)
-    image, row, column = torch.nonzero(face_index >= 0, as_tuple=True)
+    image, row, column = torch.nonzero(shows_a_face(face_index, faces, n_verts), as_tuple=True)
     vertex = faces.long()[face_index[image, row, column].long()]  # (n, 3)
     share = bary[image, row, column][..., None] * grad[image, row, column][:, None]  # (n, 3, C)
     total = grad.new_zeros(len(face_index), n_verts, grad.shape[-1])

@@ -21,13 +21,26 @@ def interpolate(
     if attributes.dim() == 2:
         attributes = attributes.expand(*batch, *attributes.shape)
     face_index = fragments.face_index.reshape(-1, height, width)
-    image, row, column = torch.nonzero(face_index >= 0, as_tuple=True)
+    image, row, column = torch.nonzero(shows_a_face(face_index, faces, attributes.shape[-2]), as_tuple=True)
     vertex = faces.long()[face_index[image, row, column].long()]  # (n, 3)
     corners = attributes.reshape(-1, *attributes.shape[-2:])[image[:, None], vertex]  # (n, 3, C)
     bary = fragments.bary.reshape(-1, height, width, 3)[image, row, column]
     seen = (widened(bary)[..., None] * widened(corners)).sum(1)
     out = seen.new_zeros(batch.numel(), height, width, n_channels).index_put((image, row, column), seen)
     return out.reshape(*batch, height, width, n_channels).to(result_dtype(attributes, bary))
+
+
+def shows_a_face(
+    face_index: Tensor,  # (...)
+    faces: Tensor,  # (F, 3)
+    n_verts: int,
+) -> Tensor:  # (...)
+    """Where a face is whose id and whose vertices' ids are all in range."""
+    n_faces = len(faces)
+    if n_faces == 0:
+        return torch.zeros_like(face_index, dtype=torch.bool)
+    has_vertices = ((faces >= 0) & (faces < n_verts)).all(-1)  # (F,)
+    return (face_index >= 0) & (face_index < n_faces) & has_vertices[face_index.clamp(0, n_faces - 1).long()]
 
 
 def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:

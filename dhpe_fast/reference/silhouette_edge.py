@@ -40,7 +40,7 @@ def edge_silhouette(
     left = torch.arange(image_size[1], device=xy.device)
     x = [_x_at(a[edge], b[edge], level[slab][:, None])[:, 0] for level in (top, bottom)]
     to_the_right = _mean_right_of(left, *x) * ((bottom - top)[slab] * side[edge, slab])[:, None]
-    row = middle[slab].floor().long()
+    row = middle[slab].floor().long().clamp(max=image_size[0] - 1)  # a thin slab's middle can round up to its bottom
     return xy.new_zeros(image_size).index_add(0, row, to_the_right).clamp(0, 1).to(verts_px.dtype)
 
 
