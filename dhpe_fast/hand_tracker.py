@@ -152,7 +152,7 @@ class HandTracker:
         if is_milestone:
             free = refine_from(view, found.placed.in_view(view, track.betas), WARM_ITERATIONS)
             if bool(free.energy.isfinite()):
-                track.learn(free.state.betas[0], view.model)
+                track.learn(free.state.betas[0], view)
                 again = _refined(view, track.shaped.in_view(view), PlacedHand.of(view, free.state))
                 found = replace(again, searched=found.searched)
         if not bool(found.refined.energy.isfinite()):
@@ -178,7 +178,7 @@ class _Track:
         self.side: Side = found.view.side
         self.filter: HandFilter | None = None
         self.betas = found.refined.state.betas[0]
-        self.shaped = ShapedHand.of(found.view.model, self.betas)
+        self.shaped = ShapedHand.of(found.view, self.betas)
         self.age = 0
         self.time_s = -math.inf
         self._n_shapes = 1
@@ -199,12 +199,12 @@ class _Track:
     def learn(
         self,
         betas: Tensor,  # (10,)
-        model: HandModel,
+        view: View,
     ) -> None:
         """Takes the shape of one more frame into the mean."""
         self._n_shapes += 1
         self.betas = self.betas + (betas - self.betas) / self._n_shapes
-        self.shaped = ShapedHand.of(model, self.betas)
+        self.shaped = ShapedHand.of(view, self.betas)
 
     def saw(self, frame: _Frame, found: _Found, model: HandModel) -> None:
         """Remembers the frame for the next one."""

@@ -11,9 +11,8 @@ from dhpe_fast.conventions import MIDDLE_MCP
 from dhpe_fast.fit import View, unmirrored
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.derived_models import shaped_model
-from dhpe_fast.hand.kinematics import RestSkeleton
 from dhpe_fast.projection import PerspectiveCrop
-from dhpe_fast.refinement.gauss_newton import HandState
+from dhpe_fast.refinement.gauss_newton import HandConstants, HandState
 
 MAX_ZOOM = 10.0
 """Two frames whose hands differ in size by more than this do not show one hand that moved: it is not followed."""
@@ -108,21 +107,21 @@ class ShapedHand:
     """A hand model of one shape: its own betas do nothing, so that a fit leaves them at zero."""
 
     model: HandModel
-    rest: RestSkeleton
+    hand: HandConstants
 
     @classmethod
     def of(
         cls,
-        model: HandModel,
+        view: View,
         betas: Tensor,  # (10,)
     ) -> ShapedHand:
-        """The hand of these betas."""
-        shaped = shaped_model(model, betas)
-        return cls(shaped, RestSkeleton.of(shaped).to(torch.float64))
+        """The hand of these betas, for views of this model; the view's own shape has to be free."""
+        model = shaped_model(view.model, betas)
+        return cls(model, view.hand.reshaped(model))
 
     def in_view(self, view: View) -> View:
         """The view, of this hand."""
-        return replace(view, model=self.model, hand=replace(view.hand, rest=self.rest))
+        return replace(view, model=self.model, hand=self.hand)
 
 
 def turned_joints_m(view: View, state: HandState) -> Tensor:

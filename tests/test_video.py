@@ -42,7 +42,6 @@ def ids(frames: list[FrameFit]) -> list[list[int]]:
     return [[hand.track_id for hand in frame.hands] for frame in frames]
 
 
-@pytest.mark.slow
 def test_300_frames_are_tracked_to_the_known_answer():
     """Ten seconds of motion; keypoints with noise of 1.5 % of the hand. One track, calm, near the truth."""
     views = motion(300)

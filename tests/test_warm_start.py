@@ -117,7 +117,7 @@ def test_a_fit_of_one_shape_keeps_that_shape(side):
     """Its own betas stay at zero, and the joints are those of the full model with the betas of the hand."""
     view, _ = view_and_joints(side, None)
     betas = torch.linspace(1.5, -1.5, 10, dtype=torch.float64)
-    shaped = ShapedHand.of(view.model, betas).in_view(view)
+    shaped = ShapedHand.of(view, betas).in_view(view)
     start = some_hand().followed(shaped, torch.zeros_like(betas))
     refined = refine_from(shaped, start.in_view(shaped, torch.zeros_like(betas)), 40)
     assert refined.state.betas.abs().max() < 1e-9

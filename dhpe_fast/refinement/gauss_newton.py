@@ -128,6 +128,12 @@ class HandConstants:
         rest, prior = RestSkeleton.of(model).to(torch.float64), PosePrior.of(model)
         return cls(rest, prior, laplacian, _newton_hand(rest, prior), _newton_mesh(model, laplacian))
 
+    def reshaped(self, model: HandModel) -> HandConstants:
+        """Those of the same hand with another mean shape or other shape directions: prior and Laplacian stay."""
+        rest = RestSkeleton.of(model).to(torch.float64)
+        mesh = self.compiled_mesh._replace(basis=model.basis)
+        return replace(self, rest=rest, compiled_hand=_newton_hand(rest, self.prior), compiled_mesh=mesh)
+
 
 @dataclass(frozen=True)
 class Evidence2d:
