@@ -6,24 +6,16 @@ A configuration is a YAML file; ``load_config`` also takes the name of one that 
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import ValidationError as _ValidationError
 
 from dhpe_fast.atomic_write import write_whole
@@ -37,35 +29,8 @@ class ConfigError(ValueError):
     """A configuration that cannot be read or is not one."""
 
 
-def _built(kind: type) -> BeforeValidator:
-    """Lets a dataclass of another room check its own fields."""
-
-    def build(value: Any) -> Any:
-        try:
-            return _build(kind, value) if isinstance(value, dict) else value
-        except TypeError as error:
-            raise ValueError(str(error).replace(f"{kind.__name__}.__init__() ", "")) from None
-
-    return BeforeValidator(build)
-
-
-def _build(kind: type, value: dict[str, Any]) -> Any:
-    hints, arguments = get_type_hints(kind), {}
-    for key, item in value.items():
-        if isinstance(item, dict) and is_dataclass(hints.get(key)):
-            item = _build(hints[key], item)
-        elif isinstance(item, list) and get_origin(hints.get(key)) is tuple:
-            item = tuple(item)  # YAML has none
-        arguments[key] = item
-    return kind(**arguments)
-
-
-_CropAugmentation = Annotated[CropAugmentation, _built(CropAugmentation)]
-_Networks = Annotated[DHPESpec, _built(DHPESpec)]
-_Refinement = Annotated[RefineOptions, _built(RefineOptions)]
-
-
 class _Section(BaseModel):
+    # Dataclasses of other rooms which are fields are checked by these rules, too.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -98,7 +63,7 @@ class Data(_Section):
     train: tuple[DataSource, ...] = Field(min_length=1)
     validation: tuple[DataSource, ...] = Field(min_length=1)
     synthesize: Synthesis | None = None
-    crop: _CropAugmentation = CropAugmentation()
+    crop: CropAugmentation = CropAugmentation()
     """Random changes of the training crops; none is the paper's crop."""
     workers: NonNegativeInt = 1
     """Processes that decode and crop, for each training process."""
@@ -180,13 +145,13 @@ class TrainConfig(_Section):
 
     seed: int = 0
     data: Data
-    model: _Networks = DHPESpec()
+    model: DHPESpec = DHPESpec()
     """The networks; the defaults are the paper's."""
     start: Start = Start()
     loss: Loss = Loss()
     optimisation: Optimisation
     self_supervision: SelfSupervision = SelfSupervision()
-    refinement: _Refinement = RefineOptions()
+    refinement: RefineOptions = RefineOptions()
     """Eq. 11, at evaluation."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; there is one after every epoch, too."""
@@ -214,7 +179,8 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     for override in overrides:
         _override(tree, override)
     try:
-        return TrainConfig.model_validate(tree)
+        # As JSON, since strict checks of that take lists for tuples and text for paths, but no text for numbers.
+        return TrainConfig.model_validate_json(json.dumps(tree, default=str), strict=True)
     except _ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
@@ -236,8 +202,21 @@ def data_source(text: str) -> DataSource:
 
 def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
     """Writes a configuration, with every default spelled out; ``load_config`` reads it back."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
     write_whole(Path(path), text.encode())
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; to YAML 1.1 it is text, for want of a point."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts such text into quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _exponent = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+.0123456789"))
 
 
 def _read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -255,7 +234,7 @@ def _read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
         except OSError as error:
             raise ConfigError(f"config: {str(path)!r} cannot be read: {error.strerror}") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"config: {str(path)!r} is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -272,4 +251,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"override {override!r}: {section!r} is not a section")
-    tree[name] = yaml.safe_load(value)
+    try:
+        tree[name] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {value!r} is not YAML: {error}") from None

@@ -69,11 +69,21 @@ def test_overrides_are_yaml(file):
         ("optimisation.epochs=0", "optimisation.epochs: .*greater than 0, got 0"),
         ("optimisation.epoch=3", "optimisation.epoch: .*not permitted, got 3"),
         ("optimisation.precision=float8", "optimisation.precision"),
-        ("model={dept: 3}", "model: .*unexpected keyword argument 'dept'"),
+        ("model={dept: 3}", r"model\.dept: Unexpected keyword argument, got 3"),
         ("data.crop={scale: 0.5}", "data.crop: .*scale: expected a factor >= 1"),
-        ("refinement={weights: {joint: 1}}", "refinement: .*'joint'"),
+        ("refinement={weights: {joint: 1}}", r"refinement\.weights\.joint: "),
         ("refinement={optimizer: sgd}", "refinement: .*optimizer"),
         ("data.train=[]", "data.train"),
+        ("data.train=[{", r"override 'data\.train=\[\{': '\[\{' is not YAML"),
+        ("model.use_refiner=none", r"model\.use_refiner: .*boolean, got 'none'"),
+        ("model.joint0=wirst", r"model\.joint0: .*'palm' or 'wrist', got 'wirst'"),
+        ("model.silhouette_mode=hard", r"model\.silhouette_mode: .*'soft', got 'hard'"),
+        ("model.depth=19", r"model\.depth: .*18, 34, 50, 101 or 152, got 19"),
+        ("model.pose2d_width=wide", r"model\.pose2d_width: .*number, got 'wide'"),
+        ("optimisation.learning_rate='1e-3'", r"optimisation\.learning_rate: .*number, got '1e-3'"),
+        ("refinement.iterations=true", r"refinement\.iterations: .*integer, got True"),
+        ("refinement.weights={joints: many}", r"refinement\.weights\.joints: .*number, got 'many'"),
+        ("data.crop.occluder_size=[0.1, big]", r"data\.crop\.occluder_size\.1: .*number, got 'big'"),
         ("seed=one", "seed"),
         ("seed", "expected section.key=value"),
         ("seed.x=1", "'seed' is not a section"),
@@ -84,6 +94,23 @@ def test_refused_with_the_key_and_what_was_given(file, override, message):
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(file, [override])
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-1", 0.1), ("5E-1", 0.5), ("1.e-1", 0.1), (".5e0", 0.5), ("1", 1.0)])
+def test_numbers_with_an_exponent_need_no_point(file, tmp_path, text, number):
+    """YAML 1.1 takes 1e-1 for text."""
+    keys = ("model.pose2d_width", "refinement.step_size", "optimisation.learning_rate", "data.crop.noise")
+    config = load_config(file, [f"{key}={text}" for key in keys])
+    found = (config.model.pose2d_width, config.refinement.step_size, config.optimisation.learning_rate)
+    assert (*found, config.data.crop.noise) == (number,) * 4
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_text_that_looks_like_a_number_survives_being_saved(file, tmp_path):
+    config = load_config(file, ["start.mano='1e-3'"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert str(load_config(tmp_path / "saved.yaml").start.mano) == "1e-3"
 
 
 def test_all_faults_are_told_at_once(file):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from dhpe_fast.nets.results import DHPEOutput, Evidence, MeshEstimate, Projectio
 class DHPESpec:
     """The options of :class:`DHPE`; the defaults are the paper's. Checked by the parts that use them."""
 
-    depth: int = 50
-    """Of the ResNet F: 18, 34, 50, 101 or 152."""
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    """Of the ResNet F."""
     image_size: int = CROP_SIZE_PX
     """Side S of the crops in pixels."""
     pose2d_width: float = 1.0
@@ -40,9 +40,9 @@ class DHPESpec:
     """Whether f_J3D sees 2D joints; False is an ablation (Fig. 5e)."""
     use_refiner: bool = True
     """Whether f_Ref refines them (Eq. 6); False is an ablation (Fig. 5e)."""
-    joint0: str = "palm"
+    joint0: Literal["palm", "wrist"] = "palm"
     """What joint 0 is, in labels and in f_Reg: "palm", midway between wrist and middle MCP, or "wrist"."""
-    silhouette_mode: str = "nmr"
+    silhouette_mode: Literal["nmr", "edge", "soft"] = "nmr"
     """Of f_Ren: "nmr" (the paper's, Kato et al. 2018), "edge" or "soft"."""
 
 
