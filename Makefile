@@ -29,7 +29,7 @@ SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette silhouette_edge silhouette_soft \
-	interpolate visibility_gradient instruction_sets))
+	interpolate visibility_gradient refine instruction_sets))
 
 GPU_BENCHES := bench_lbs bench_raster
 BENCH_SCRIPTS := roofline scaling keypoint_fit silhouette_area silhouette_recovery

@@ -57,6 +57,14 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
       "Tensor? intrinsics, Tensor? mask, Tensor[] hand, Tensor[] mesh, float[] weights, int iterations, "
       "float tolerance, bool race) -> (Tensor pose, Tensor betas, Tensor rotation, Tensor cam, Tensor energy, "
       "Tensor steps, Tensor status)");
+  m.def("refine_mask(Tensor h, Tensor[] model, int image_size, int mode) -> Tensor");
+  m.def(
+      "refine_gradient(Tensor h, Tensor joints2d_px, Tensor? mask, Tensor[] slope, Tensor[] model, float[] weights, "
+      "float feature_tau_px, int image_size, int mode, bool deterministic) -> (Tensor grad_h, Tensor terms)");
+  m.def(
+      "refine_descend(Tensor h, Tensor memory, Tensor rates, Tensor joints2d_px, Tensor? mask, Tensor[] slope, "
+      "Tensor[] model, float[] weights, float feature_tau_px, int image_size, int mode, int iterations, int optimizer, "
+      "float tolerance, bool evaluate_end, bool deterministic) -> (Tensor h, Tensor memory, Tensor energies)");
 }
 
 namespace dhpe {

@@ -130,12 +130,16 @@ class EdgeTerms {
     return sums_;
   }
 
-  // Adds the derivative of sum_i weights[i] sums[i] to grad_verts (V, 3), whose x and y are `scale` pixels long.
+  // Adds the derivative of the sum of weights[i] sums[i], over the first `count` images or all, to grad_verts (V, 3),
+  // whose x and y have a unit of `scale` pixels.
   void add_gradient(const double* weights, double scale, T* grad_verts) const {
+    add_gradient(weights, n_images_, scale, grad_verts);
+  }
+  void add_gradient(const double* weights, int count, double scale, T* grad_verts) const {
     for (int64_t v = 0; v < mesh_.n_verts; ++v) {
       const double* from = grad_.data() + 2 * n_images_ * v;
       double gx = 0, gy = 0;
-      for (int i = 0; i < n_images_; ++i) {
+      for (int i = 0; i < count; ++i) {
         gx += weights[i] * from[2 * i];
         gy += weights[i] * from[2 * i + 1];
       }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "common/linalg.h"
 
@@ -16,6 +17,7 @@ struct SparseRows {
   const int32_t* column;  // (start[rows],)
   const T* value;         // (start[rows],)
   int64_t rows;
+  int64_t columns = INT64_MAX, entries = INT64_MAX;  // what the GPU holds ids against
 };
 
 // Row r of m @ points (V, 3).
@@ -23,6 +25,9 @@ template <typename T>
 DHPE_HD Vec3<T> sparse_sum(const SparseRows<T>& m, int64_t r, const T* points) {
   Vec3<T> sum = {0, 0, 0};
   for (int32_t i = m.start[r]; i < m.start[r + 1]; ++i) {
+#if defined(__CUDA_ARCH__)  // where nobody has looked at the ids before
+    if (i < 0 || i >= m.entries || m.column[i] < 0 || m.column[i] >= m.columns) continue;
+#endif
     const T* p = points + 3 * static_cast<int64_t>(m.column[i]);
     const T w = m.value[i];
     sum.x += w * p[0];

@@ -15,6 +15,7 @@ are differentiated in a half type.
 Derivatives. In reverse mode, once. Second derivatives and those of forward mode (torch.func.jvp, jacfwd, linearize,
 torch.autograd.forward_ad) raise a NotImplementedError, which names the twin where that has them. torch.func.grad,
 vjp and jacrev do not work with ops of torch.library, which torch says by a RuntimeError: use torch.autograd.grad.
+The ops refine_* take gradients themselves and have none.
 
 Tracing. Every op is one node of a graph, forward and backward, for torch.compile (fullgraph=True) and torch.export,
 with any size free to vary but an image's. A process that loads an exported program imports dhpe_fast.ops first.
@@ -24,18 +25,40 @@ from dhpe_fast.ops.interpolate import interpolate
 from dhpe_fast.ops.join_meshes import JoinedMeshes, join_meshes
 from dhpe_fast.ops.lbs import LbsBasis, lbs
 from dhpe_fast.ops.rasterize import Fragments, rasterize
+from dhpe_fast.ops.refine import (
+    Descent,
+    EnergyWeights,
+    FeatureTerm,
+    PriorTables,
+    RefineEnergy,
+    RefineModel,
+    SparseMatrix,
+    refine_descend,
+    refine_gradient,
+    refine_mask,
+)
 from dhpe_fast.ops.sample_texture import sample_texture
 from dhpe_fast.ops.silhouette import silhouette
 from dhpe_fast.ops.visibility_gradient import visibility_gradient
 
 __all__ = [
+    "Descent",
+    "EnergyWeights",
+    "FeatureTerm",
     "Fragments",
     "JoinedMeshes",
     "LbsBasis",
+    "PriorTables",
+    "RefineEnergy",
+    "RefineModel",
+    "SparseMatrix",
     "interpolate",
     "join_meshes",
     "lbs",
     "rasterize",
+    "refine_descend",
+    "refine_gradient",
+    "refine_mask",
     "sample_texture",
     "silhouette",
     "visibility_gradient",

@@ -8,6 +8,7 @@ from dhpe_fast.reference.interpolate import interpolate
 from dhpe_fast.reference.join_meshes import JoinedMeshes, join_meshes
 from dhpe_fast.reference.lbs import LbsBasis, lbs
 from dhpe_fast.reference.rasterize import Fragments, rasterize
+from dhpe_fast.reference.refine import refine_descend, refine_gradient, refine_mask
 from dhpe_fast.reference.sample_texture import sample_texture
 from dhpe_fast.reference.silhouette import silhouette
 from dhpe_fast.reference.visibility_gradient import visibility_gradient
@@ -20,6 +21,9 @@ __all__ = [
     "join_meshes",
     "lbs",
     "rasterize",
+    "refine_descend",
+    "refine_gradient",
+    "refine_mask",
     "sample_texture",
     "silhouette",
     "visibility_gradient",
