@@ -143,6 +143,15 @@ def test_channels_are_weighed_together(visibility):
     assert (visibility.gradient(image, face_index, verts, faces, opposed) == 0).all()
 
 
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+def test_an_image_of_one_colour_pulls_on_nothing(visibility, dtype, n_channels):
+    verts, faces = sphere()
+    face_index = reference.rasterize(verts, faces, 32).face_index
+    image = torch.rand(n_channels, dtype=dtype).expand(32, 32, -1)
+    grad_image = torch.randn(32, 32, n_channels, dtype=dtype)
+    assert (visibility.gradient(image, face_index, verts.to(dtype), faces, grad_image) == 0).all()
+
+
 def test_faces_of_other_colours_pull_on_inner_edges(visibility):
     # A red square before a blue one: pixels of the blue one that should be red widen the red one.
     corners = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)

@@ -45,7 +45,7 @@ int64_t nmr_scratch_bytes(int64_t missing, int64_t height, int64_t width, int64_
 // begin and end, and flags for faces.
 template <typename T>
 int64_t visibility_scratch_bytes(int64_t channels, int64_t height, int64_t width, int64_t n_faces) {
-  const int64_t values = height * width * (1 + channels) + kNmrPadding;
+  const int64_t values = height * width * 2 * channels + kNmrPadding;
   return values * static_cast<int64_t>(sizeof(T)) + 8 * (height + width) + n_faces;
 }
 

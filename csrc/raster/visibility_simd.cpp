@@ -1,10 +1,12 @@
 // The CPU's backward pass of visibility_gradient, compiled once per instruction set (see common/simd.h).
 //
 // For pixel d, what the loss would fall by if it took the colour of pixel r is
-//   delta(d, r) = sum_k (I_k(d) - I_k(r)) g_k(d) = P(d) - sum_k I_k(r) g_k(d),   P = sum_k I_k g_k.
-// P and the g_k are laid out plane by plane, first by rows, then by columns: every scan runs along memory. Which pixels
-// pull depends on the colour beyond each crossing, so no sum can be prepared: the cost is bounded as that of the "nmr"
-// silhouette (nmr_simd.cpp), times the channels, with every pixel that has a gradient in place of the missing ones.
+//   delta(d, r) = sum_k (I_k(d) - I_k(r)) g_k(d).
+// The I_k and the g_k are laid out plane by plane, first by rows, then by columns: every scan runs along memory. Half
+// of it would do with P = sum_k I_k g_k in place of the I_k, but P(d) - sum_k I_k(r) g_k(d) leaves what rounding makes
+// of it where the colours are alike and no pixel may pull. Which pixels pull depends on the colour beyond each
+// crossing, so no sum can be prepared: the cost is bounded as that of the "nmr" silhouette (nmr_simd.cpp), times the
+// channels, with every pixel that has a gradient in place of the missing ones.
 #include <algorithm>
 
 #include "raster/nmr_sum.h"
@@ -21,7 +23,7 @@ struct ScanLines {
   int count, size;          // lines; pixels of a line
   int64_t line_step, step;  // in the image: from one line to the next, from one pixel of a line to the next
   int64_t plane;            // from one plane to the next
-  T* product;               // (count, size) P, and behind it the g_k; padded by a vector
+  T* planes;                // (C, 2, count, size) I_k and g_k; padded by a vector
   int32_t* first;           // (count,) the first pixel of a line with a gradient
   int32_t* last;            // (count,) and the last; first > last where there is none
 };
@@ -37,7 +39,7 @@ VisibilityWork<T> make_visibility_work(const VisibilityBackward<T>& p, void* scr
   const int H = p.mesh.height, W = p.mesh.width;
   const int64_t pixels = static_cast<int64_t>(H) * W;
   T* planes = static_cast<T*>(scratch);
-  T* planes_end = planes + pixels * (1 + p.channels) + kNmrPadding;
+  T* planes_end = planes + pixels * 2 * p.channels + kNmrPadding;
   std::fill(planes_end - kNmrPadding, planes_end, T(0));
   int32_t* ends = reinterpret_cast<int32_t*>(planes_end);
   VisibilityWork<T> w;
@@ -63,15 +65,13 @@ void fill_rows(const VisibilityBackward<T>& p, const int32_t* index, const T* co
       const int64_t i = static_cast<int64_t>(y) * W + x;
       const int32_t face = index[i];
       if (face >= 0 && face < p.mesh.n_faces) w.visible[face] = 1;
-      T product = T(0);
       bool any = false;
       for (int k = 0; k < C; ++k) {
         const T g = grad[i * C + k];
-        product += colors[i * C + k] * g;
         any |= g != T(0);
-        w.rows.product[(1 + k) * pixels + i] = g;
+        w.rows.planes[2 * k * pixels + i] = colors[i * C + k];
+        w.rows.planes[(2 * k + 1) * pixels + i] = g;
       }
-      w.rows.product[i] = product;
       if (!any) continue;
       w.rows.first[y] = std::min(w.rows.first[y], x);
       w.rows.last[y] = x;
@@ -90,14 +90,13 @@ void fill_columns(const VisibilityBackward<T>& p, const T* colors, const T* grad
     for (int x0 = 0; x0 < W; x0 += kColumns) {
       const int y1 = std::min(y0 + kRows, H), x1 = std::min(x0 + kColumns, W);
       for (int x = x0; x < x1; ++x) {
-        T* __restrict product = w.columns.product + static_cast<int64_t>(x) * H;
-        for (int y = y0; y < y1; ++y) product[y] = T(0);
         for (int k = 0; k < C; ++k) {
-          T* __restrict plane = product + (1 + k) * pixels;
+          T* __restrict color = w.columns.planes + 2 * k * pixels + static_cast<int64_t>(x) * H;
+          T* __restrict g = color + pixels;
           for (int y = y0; y < y1; ++y) {
             const int64_t from = (static_cast<int64_t>(y) * W + x) * C + k;
-            plane[y] = grad[from];
-            product[y] += colors[from] * grad[from];
+            color[y] = colors[from];
+            g[y] = grad[from];
           }
         }
       }
@@ -109,12 +108,16 @@ template <int kChannels, typename T>
 void pull_outwards(const ScanLines<T>& lines, int line, int channels, const T* reference, int begin, int end,
                    const NmrCrossing<T>& x, T eps_px, Vector<T>* pull) {
   const int C = kChannels ? kChannels : channels;
-  const T* product = lines.product + static_cast<int64_t>(line) * lines.size;
+  const T* planes = lines.planes + static_cast<int64_t>(line) * lines.size;
   const Vector<T> lane = lane_numbers<T>();
   NmrSum<T> sum(x, eps_px);
   for (int d = begin; d < end; d += kLanes<T>) {
-    Vector<T> delta = load(product + d);
-    for (int k = 0; k < C; ++k) delta -= reference[k] * load(product + (1 + k) * lines.plane + d);
+    const T* color = planes + d;
+    Vector<T> delta = (load(color) - reference[0]) * load(color + lines.plane);
+    for (int k = 1; k < C; ++k) {
+      color += 2 * lines.plane;
+      delta += (load(color) - reference[k]) * load(color + lines.plane);
+    }
     // Zero outright: the difference of an infinite value, perhaps of the next line, and itself is none.
     sum.add((delta > T(0)) & (lane < static_cast<T>(end - d)) ? delta : Vector<T>{}, lane + static_cast<T>(d));
   }
@@ -126,11 +129,14 @@ template <typename T>
 void pull_inwards(const ScanLines<T>& lines, int line, int channels, const T* reference, const int32_t* index,
                   int32_t face, int begin, int end, const NmrCrossing<T>& x, T eps_px, T* pull) {
   const T margin0 = nmr_margin(eps_px, x.t0), margin1 = nmr_margin(eps_px, x.t1);
-  const T* product = lines.product + static_cast<int64_t>(line) * lines.size;
+  const T* planes = lines.planes + static_cast<int64_t>(line) * lines.size;
   for (int d = begin; d < end; ++d) {
     if (index[d * lines.step] != face) continue;
-    T delta = product[d];
-    for (int k = 0; k < channels; ++k) delta -= reference[k] * product[(1 + k) * lines.plane + d];
+    T delta = T(0);
+    for (int k = 0; k < channels; ++k) {
+      const T* color = planes + 2 * k * lines.plane + d;
+      delta += (*color - reference[k]) * color[lines.plane];
+    }
     if (!(delta > 0)) continue;
     const T distance = std::fabs(static_cast<T>(d) - x.at);
     pull[0] += nmr_pull(delta, distance, x.t0, margin0);
