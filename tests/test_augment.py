@@ -126,6 +126,26 @@ def test_proposals_are_uniform_in_shape_and_angle_and_keep_the_pose(seen):
     torch.testing.assert_close(params[:, H_LAYOUT["pose"]], h[:5, H_LAYOUT["pose"]])
 
 
+def test_a_new_hand_has_the_new_shape_and_is_turned_further_in_the_crop(seen):
+    """R' = R(turn) R(quat): the turn is about the axes of the crop, not about those of the hand."""
+    h, model = seen[1], seen[2]
+    found = propose_instances(h, torch.arange(3), epoch=7, n_per_seed=2, seed=3)
+    params = instance_params(found, model).double().numpy()
+    np.testing.assert_array_equal(params[:, H_LAYOUT["shape"]], found.betas.numpy())
+    assert np.abs(found.betas.numpy() - h[found.source][:, H_LAYOUT["shape"]].numpy()).max(1).min() > 0.5
+    for row in range(6):
+        before = h[found.source[row], H_LAYOUT["quat"]].double().numpy()
+        expected = rotation_of(found.turn[row].double().numpy()) @ rotation_of(before)
+        np.testing.assert_allclose(rotation_of(params[row, H_LAYOUT["quat"]]), expected, atol=1e-5)
+
+
+def rotation_of(quaternion: np.ndarray) -> np.ndarray:
+    """(3, 3) of (w, x, y, z): v + 2 w (u x v) + 2 u x (u x v) for each unit vector v."""
+    w, *u = quaternion / np.linalg.norm(quaternion)
+    columns = [v + 2 * w * np.cross(u, v) + 2 * np.cross(u, np.cross(u, v)) for v in np.eye(3)]
+    return np.stack(columns, axis=1)
+
+
 def test_proposals_do_not_depend_on_their_batch(seen):
     together = proposals(seen)
     alone = propose_instances(seen[1][1:2], torch.tensor([1]), epoch=4, n_per_seed=2, seed=0)
