@@ -49,6 +49,16 @@ def test_grey_values_from_low_to_high_are_the_hand(tmp_path):
     assert sample(tmp_path).read_mask() is None
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_what_other_software_writes_after_a_whole_picture_is_ignored(tmp_path, suffix):
+    picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / f"image{suffix}"), picture)
+    one = sample(tmp_path, image_file=tmp_path / f"image{suffix}")
+    before = one.read_image()
+    one.image_file.write_bytes(one.image_file.read_bytes() + bytes(16))
+    np.testing.assert_array_equal(one.read_image(), before)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_a_file_cut_off_is_named(tmp_path, suffix, share):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import cv2
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dhpe_fast.data import synthetic
-from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, write_synthetic
+from dhpe_fast.data import open_dataset, synthetic
+from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, read_recipe, write_synthetic
 from dhpe_fast.rotation import quaternion_to_matrix
 
 RIGHT, LEFT = slice(21, 42), slice(0, 21)
@@ -35,7 +37,16 @@ def test_layout(written):
         for kind in ("color", "mask", "depth")
         for number in range(count)
     ]
-    assert files == sorted([*expected, "training/anno_training.pickle", "evaluation/anno_evaluation.pickle"])
+    labels = ["training/anno_training.pickle", "evaluation/anno_evaluation.pickle"]
+    assert files == sorted([*expected, *labels, "recipe.json"])
+
+
+def test_a_drawn_set_says_so_and_how(written):
+    facts = {"n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96, "max_angle_deg": 180.0, "backgrounds": None}
+    assert json.loads((written / "recipe.json").read_text()) == read_recipe(written) == facts
+    assert open_dataset("rhd", written, "test").name == "synthetic"
+    with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):
+        read_recipe(written / "training")
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
@@ -85,6 +96,28 @@ def test_visible_joints_lie_on_their_part_of_the_mask():
                     total += 1
     assert total > 60
     assert hits / total > 0.9
+
+
+def test_what_is_behind_an_occluder_is_neither_in_the_mask_nor_visible(monkeypatch):
+    """One that covers the left half of the picture, against the same scenes without it."""
+    size = 96
+    green = np.zeros((size, size, 4), np.float32)
+    green[:, : size // 2] = (0, 255, 0, 1)
+    monkeypatch.setattr(synthetic, "random_occluder", lambda *_: green)
+    hidden_joints = 0
+    for number in range(6):
+        scenes = []
+        for chance in (0.0, 1.0):
+            monkeypatch.setattr(synthetic, "OCCLUDER", chance)
+            scenes.append(draw_scene(Recipe(seed=8, size_px=size), "training", number))
+        bare, covered = scenes
+        assert (covered.mask[:, : size // 2] == 0).all()
+        right = (slice(None), slice(size // 2, None))
+        np.testing.assert_array_equal(covered.mask[right], bare.mask[right])
+        on_the_left = bare.uv_vis[:, 0] < size // 2
+        np.testing.assert_array_equal(covered.uv_vis[:, 2], bare.uv_vis[:, 2] * ~on_the_left)
+        hidden_joints += int((bare.uv_vis[:, 2] * on_the_left).sum())
+    assert hidden_joints > 20
 
 
 def test_a_scene_depends_on_seed_split_and_number_only(tmp_path):

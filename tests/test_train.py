@@ -17,11 +17,11 @@ import torch
 pytest.importorskip("safetensors", reason="the extra `train` is not installed")
 pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
 
-from dhpe_fast.config import ConfigError, load_config
+from dhpe_fast.config import ConfigError, Synthesis, load_config
 from dhpe_fast.data import apply_colour, collate
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.losses import articulation_loss, feature_loss
-from dhpe_fast.train import LAST, CheckpointError, TrainingDivergedError, load_model, open_crops, read_log, train
+from dhpe_fast.train import LAST, CheckpointError, TrainingDivergedError, load_model, loop, open_crops, read_log, train
 from dhpe_fast.train.distributed import World
 from dhpe_fast.train.loop import Trainer, build_model
 from dhpe_fast.train.objective import TrainingObjective
@@ -276,8 +276,6 @@ def test_seeds_of_new_views_are_training_crops_alone(config, batch, tmp_path):
 
 
 def test_a_worse_epoch_does_not_replace_the_best(config, tmp_path, monkeypatch):
-    from dhpe_fast.train import loop
-
     errors = iter([40.0, 50.0, 30.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"epe_mm": next(errors)})
     trainer = Trainer(config, tmp_path, ALONE, build_model(config))
@@ -339,6 +337,25 @@ def test_a_folder_in_use_is_not_overwritten(config, finished):
     with pytest.raises(ConfigError, match="another configuration"):
         train(config.model_copy(update={"seed": 7}), finished, resume=True)
     assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_data_that_was_drawn_otherwise_is_not_trained_on(config, tmp_path):
+    """Of a run that draws its own data: the same recipe is used again, another one is refused by its fields."""
+    root = tmp_path / "drawn"
+    plan = Synthesis(root=root, n_training=1, n_evaluation=1, seed=2, size_px=48, max_angle_deg=30)
+
+    def drawn(**changes):
+        synthesize = plan.model_copy(update=changes)
+        loop._draw_data(config.model_copy(update={"data": config.data.model_copy(update={"synthesize": synthesize})}))
+
+    drawn()
+    before = (root / "training" / "color" / "00000.png").stat().st_mtime_ns
+    drawn()
+    assert (root / "training" / "color" / "00000.png").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"drawn was drawn with seed: 2 instead of 3, size_px: 48 instead of 64; "):
+        drawn(seed=3, size_px=64)
+    with pytest.raises(ConfigError, match=r"color is there and was not drawn for this run: .*recipe\.json: no such"):
+        drawn(root=root / "training" / "color")
 
 
 def test_a_finished_run_resumes_to_nothing(config, finished):

@@ -13,6 +13,8 @@ import numpy as np
 from dhpe_fast.data.errors import DatasetError, MissingDataError
 
 Split = Literal["train", "test"]
+RECIPE_FILE = "recipe.json"
+"""In the folder of a drawn data set: the arguments of ``synthetic.write_synthetic``."""
 _SPLITS = {"train": "train", "training": "train", "test": "test", "evaluation": "test", "eval": "test"}
 
 

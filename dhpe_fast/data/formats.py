@@ -19,7 +19,7 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "dexter_object": read_dexter_object,
     "freihand": read_freihand,
 }
-"""Format -> its reader; written synthetic data has the format 'rhd'."""
+"""Format -> its reader; drawn data has the format 'rhd', and the name 'synthetic'."""
 
 
 def open_dataset(format: str, root: str | os.PathLike[str], split: str, **options: Any) -> Dataset:

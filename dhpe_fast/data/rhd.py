@@ -30,7 +30,7 @@ from dhpe_fast.data.checks import (
     entries_to_check,
 )
 from dhpe_fast.data.errors import DatasetError
-from dhpe_fast.data.files import canonical_split, existing_folder, match_files, one_of
+from dhpe_fast.data.files import RECIPE_FILE, canonical_split, existing_folder, match_files, one_of
 from dhpe_fast.data.pickled_arrays import read_pickle
 from dhpe_fast.data.sample import Dataset, Labels, decode_file
 from dhpe_fast.hand.mano_pickle import ArrayRecord
@@ -51,7 +51,9 @@ def read_rhd(
     integer_centers: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> Dataset:
-    """One hand of each image of RHD.
+    """One hand of each image of RHD, or of a drawn data set in its layout (``synthetic.write_synthetic``).
+
+    The data set's name is 'rhd', or 'synthetic' where ``root/recipe.json`` says that it was drawn.
 
     Args:
         root: the folder with ``training`` and ``evaluation``.
@@ -112,7 +114,8 @@ def read_rhd(
         check_in_front(few.joints_m, few.names, file)
         check_hand_size(few.joints_m, file, "metres")
         check_reprojection(few.joints_m, few.joints2d_px, few.cameras, few.names, file)
-    return Dataset("rhd", split, labels, image_size=image_size)
+    name = "synthetic" if (Path(root) / RECIPE_FILE).is_file() else "rhd"
+    return Dataset(name, split, labels, image_size=image_size)
 
 
 def _read_annotations(file: Path) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:

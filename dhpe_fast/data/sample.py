@@ -17,8 +17,12 @@ from dhpe_fast.hand import CropBox, Pinhole
 
 Side = Literal["right", "left"]
 ANY_MASK_ID = (1, 255)
-_FILE_END = {b"\x89PNG": (b"IEND", 12), b"\xff\xd8\xff": (b"\xff\xd9", 4096)}
-"""First bytes of a format -> the bytes that end it, and in how many last bytes they must be."""
+_FILE_END = {
+    b"\x89PNG": (b"\x00\x00\x00\x00IEND\xae\x42\x60\x82", None),
+    b"\xff\xd8\xff": (b"\xff\xd9", 4096),
+}
+"""First bytes of a format -> the bytes that end it, and in how many last bytes they must be, as some software writes
+more after them; None is anywhere. A JPEG may have another whole one in its head, as a thumbnail."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +127,8 @@ def decode_file(file: Path, mode: int, name: str | None = None) -> np.ndarray:
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read: {error.strerror}{of}") from error
     # OpenCV fills in what a cut-off file lacks; so its end is looked for here.
-    end, within = next((rule for start, rule in _FILE_END.items() if data.startswith(start)), (b"", 0))
-    whole = data and end in data[-within:]
+    end, within = next((rule for start, rule in _FILE_END.items() if data.startswith(start)), (b"", None))
+    whole = data and end in (data if within is None else data[-within:])
     image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
     if image is None:
         fault = f"is empty or cut off after {len(data)} bytes" if not whole else "is no image that OpenCV reads"
@@ -185,7 +189,7 @@ class Dataset(Sequence[Sample]):
     """The samples of one split of one data set; files are touched only by the samples' read functions."""
 
     name: str
-    """Of the format, e.g. 'rhd'."""
+    """'rhd', 'stb', 'dexter_object', 'freihand', or 'synthetic' for drawn hands, which have the format of 'rhd'."""
     split: str
     """'train' or 'test'."""
     labels: Labels

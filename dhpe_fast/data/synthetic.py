@@ -7,6 +7,7 @@ its own number only.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +28,8 @@ from torch import Tensor
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
+from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.files import RECIPE_FILE, read_json
 from dhpe_fast.data.pictures import hand_layer, lay_over, random_light, sensor_image, skin_colors
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
 from dhpe_fast.hand import HandModel, Pinhole
@@ -85,7 +89,8 @@ def write_synthetic(
     """Draws a data set into the folder `root`, which appears when it is complete.
 
     Written are colour, mask and depth images and the annotation pickle of both splits, readable by this package's and
-    by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``.
+    by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``. Beside
+    them, ``root/recipe.json`` has the arguments: by that file a drawn set is told from RHD.
 
     Args:
         root: a folder that does not exist yet.
@@ -114,11 +119,34 @@ def write_synthetic(
     try:
         for split, count in zip(SPLITS, (n_training, n_evaluation), strict=True):
             _write_split(unfinished / split, split, count, recipe, workers, on_image)
+        facts = {
+            "n_training": n_training,
+            "n_evaluation": n_evaluation,
+            "seed": seed,
+            "size_px": size_px,
+            "max_angle_deg": float(max_angle_deg),
+            "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
+        }
+        write_whole(unfinished / RECIPE_FILE, (json.dumps(facts, indent=1) + "\n").encode())
         os.chmod(unfinished, 0o755)
         os.rename(unfinished, root)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments with which ``write_synthetic`` drew the data set in `root`.
+
+    Raises:
+        MissingDataError: if `root` has no recipe: it is no drawn set.
+        DatasetError: if that is no whole JSON object.
+    """
+    file = Path(root) / RECIPE_FILE
+    facts = read_json(file, "the recipe of a drawn data set")
+    if not isinstance(facts, dict):
+        raise DatasetError(f"{file}: holds {type(facts).__name__}, expected the recipe of a drawn data set")
+    return facts
 
 
 def _write_split(

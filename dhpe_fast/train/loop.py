@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,7 +18,8 @@ from dhpe_fast.augment import AugmentedCrops, Instances, propose_instances
 from dhpe_fast.config import ConfigError, TrainConfig, load_config, save_config
 from dhpe_fast.data import EpochSampler, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
 from dhpe_fast.data.backgrounds import background_files
-from dhpe_fast.data.synthetic import write_synthetic
+from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.synthetic import read_recipe, write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets import DHPE
 from dhpe_fast.train.checkpoint import (
@@ -323,23 +325,36 @@ def _joined(parts: list[Instances]) -> Instances:
 
 
 def _draw_data(config: TrainConfig) -> None:
-    """Makes the run's own data, unless it is there; the first process draws, before any of them waits for a reply."""
+    """Makes the run's own data, unless it is there; the first process draws, before any of them waits for a reply.
+
+    Raises:
+        ConfigError: if what is there was drawn otherwise, or not drawn at all.
+    """
     plan = config.data.synthesize
-    if plan is None or plan.root.exists():
+    if plan is None:
+        return
+    wanted = plan.model_dump(exclude={"root"}) | {"backgrounds": None}
+    if plan.root.exists():
+        _check_drawn(plan.root, wanted)
         return
     if os.environ.get("RANK", "0") != "0":
         while not plan.root.exists():  # if the first one fails, torchrun ends the others
             time.sleep(1)
         return
     with tqdm(total=plan.n_training + plan.n_evaluation, desc=f"drawing {plan.root}", disable=None) as bar:
-        write_synthetic(
-            plan.root,
-            plan.n_training,
-            plan.n_evaluation,
-            seed=plan.seed,
-            size_px=plan.size_px,
-            max_angle_deg=plan.max_angle_deg,
-            on_image=bar.update,
+        write_synthetic(plan.root, **wanted, on_image=bar.update)
+
+
+def _check_drawn(root: Path, wanted: dict[str, Any]) -> None:
+    try:
+        drawn = read_recipe(root)
+    except DatasetError as error:
+        raise ConfigError(f"data.synthesize: {root} is there and was not drawn for this run: {error}") from None
+    other = [key for key in {**wanted, **drawn} if drawn.get(key) != wanted.get(key)]
+    if other:
+        faults = ", ".join(f"{key}: {drawn.get(key)!r} instead of {wanted.get(key)!r}" for key in other)
+        raise ConfigError(
+            f"data.synthesize: the data set in {root} was drawn with {faults}; choose another root, or remove it"
         )
 
 
