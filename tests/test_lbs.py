@@ -93,6 +93,24 @@ def test_agrees_with_the_formula_written_in_loops(implementation):
         torch.testing.assert_close(joints[b], expected_joints, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("where", [3e38, -3e38])
+@pytest.mark.parametrize("batch", [(1,), (2,), (3,), (31,)])
+@pytest.mark.parametrize("implementation", [ops.lbs, reference.lbs], ids=["op", "twin"])
+def test_a_joint_of_weight_zero_moves_no_vertex(device, implementation, batch, where):
+    basis = make_basis(dtype=torch.float32, device=device)
+    basis = replace(basis, skin_weights=basis.skin_weights.masked_fill(basis.skin_joints == 3, 0))
+    assert (basis.skin_weights == 0).any()
+    far = basis.joint_template.index_fill(0, torch.tensor([3], device=device), where)  # 3 is the tip of a finger
+    pose, betas = make_parameters(batch, torch.float32, device)
+    results = []
+    for hand in (basis, replace(basis, joint_template=far)):
+        leaves = pose.clone().requires_grad_(), betas.clone().requires_grad_()
+        verts, _ = implementation(*leaves, hand)
+        results.append((verts.detach(), *torch.autograd.grad(verts.square().sum(), leaves)))
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("as_matrices", [False, True])
 @pytest.mark.parametrize("n_verts", [1, 37, 778])
 def test_values_and_gradients_agree_with_the_twin(device, dtype, as_matrices, n_verts):

@@ -51,7 +51,9 @@ __device__ T skinned_coordinate(const LbsModel<T>& m, const T* transforms, int64
 #pragma unroll 4
   for (int64_t slot = v * m.n_slots; slot < (v + 1) * m.n_slots; ++slot) {
     const T* t = transforms + 12 * slot_joint(m, slot) + 4 * r;
-    x += m.skin_weights[slot] * (t[0] * bent[0] + t[1] * bent[1] + t[2] * bent[2] + t[3]);
+    const T w = m.skin_weights[slot];
+    // An unused slot may name a joint that is infinitely far.
+    x += w == 0 ? T(0) : w * (t[0] * bent[0] + t[1] * bent[1] + t[2] * bent[2] + t[3]);
   }
   return x;
 }

@@ -189,8 +189,10 @@ template <typename T>
 void blended_transform(const LbsModel<T>& m, const T* packed, int64_t v, T* transform) {
   Vector<T> sum[kParts<T>] = {};
   for (int64_t k = v * m.n_slots; k < (v + 1) * m.n_slots; ++k) {
+    const T w = m.skin_weights[k];
+    if (w == 0) continue;  // an unused slot: what it names may be infinite
     const T* a = packed + 16 * int64_t{m.skin_joints[k]};
-    for (int part = 0; part < kParts<T>; ++part) sum[part] += m.skin_weights[k] * load(a + part * kLanes<T>);
+    for (int part = 0; part < kParts<T>; ++part) sum[part] += w * load(a + part * kLanes<T>);
   }
   for (int part = 0; part < kParts<T>; ++part) store<T>(transform + part * kLanes<T>, sum[part]);
 }
@@ -256,6 +258,7 @@ void skin_backward(const LbsBackward<T>& p, int64_t hand, const T* packed, int64
     T* copy = sums + v % kCopies * copy_size;
     for (int64_t k = v * m.n_slots; k < (v + 1) * m.n_slots; ++k) {
       const T w = m.skin_weights[k];
+      if (w == 0) continue;
       T* to = copy + 16 * int64_t{m.skin_joints[k]};
       for (int part = 0; part < kParts<T>; ++part, to += kLanes<T>) store<T>(to, load(to) + w * outer[part]);
     }

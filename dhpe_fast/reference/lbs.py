@@ -112,9 +112,14 @@ def _lbs(pose: Tensor, betas: Tensor, basis: LbsBasis, rotation_dims: int) -> tu
     world_rotations, joints_m = forward_kinematics(rotations, rest_joints, basis.parents)
     offsets = joints_m - torch.einsum("...jab,...jb->...ja", world_rotations, rest_joints)
 
-    index = basis.skin_joints.long()
-    vertex_rotations = torch.einsum("vk,...vkab->...vab", basis.skin_weights, world_rotations[..., index, :, :])
-    vertex_offsets = torch.einsum("vk,...vka->...va", basis.skin_weights, offsets[..., index, :])
+    index, weights = basis.skin_joints.long(), basis.skin_weights
+    # An unused slot adds nothing, whatever it names. Where that is finite it stays, for the derivative by the weight.
+    unused_rotation, unused_offset = (weights == 0)[..., None, None], (weights == 0)[..., None]
+    slot_rotations, slot_offsets = world_rotations[..., index, :, :], offsets[..., index, :]
+    slot_rotations = slot_rotations.masked_fill(unused_rotation & ~slot_rotations.isfinite(), 0)
+    slot_offsets = slot_offsets.masked_fill(unused_offset & ~slot_offsets.isfinite(), 0)
+    vertex_rotations = torch.einsum("vk,...vkab->...vab", weights, slot_rotations)
+    vertex_offsets = torch.einsum("vk,...vka->...va", weights, slot_offsets)
     verts_m = torch.einsum("...vab,...vb->...va", vertex_rotations, bent_verts) + vertex_offsets
     return verts_m, joints_m
 
