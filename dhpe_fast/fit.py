@@ -44,6 +44,8 @@ FINALISTS = 3
 ROUGH_ITERATIONS = 6
 """Steps with widened joint noise, in which the hypotheses find their basins."""
 SKELETON_ITERATIONS = 12
+TOLERANCE = 1e-5
+"""The final refinement has converged when its steps lower the energy by less than this fraction."""
 NEAREST_M = 0.03
 """Where a perspective fit starts, no joint is closer to the camera's plane than this."""
 OUTLYING = 4.0
@@ -289,7 +291,7 @@ def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
 def refine_from(view: View, state: HandState, iterations: int) -> Refined:
     """The mesh objective from each of some states (in the view's crop and camera); the best of where they end."""
     objective = Objective(view.model, view.hand, view.evidence, view.solver_camera)
-    return best(minimize(objective, state, iterations=iterations, race=True))
+    return best(minimize(objective, state, iterations=iterations, tolerance=TOLERANCE, race=True))
 
 
 def _in_perspective(model: HandModel, camera: PerspectiveCrop, state: HandState) -> HandState:
@@ -330,13 +332,12 @@ def answer(
         camera, points = view.camera, points + cam
         scale, trans = _as_weak_perspective(view, root, root + cam)
     verts_m, joints_m = points.float().split([len(points) - 21, 21])
-    params = HandParams(
-        pose=state.pose, shape=state.betas, quat=matrix_to_quaternion(state.rotation), scale=scale.reshape(1, 1),
-        trans=trans.reshape(1, 3),
-    )  # fmt: skip
+    quat = matrix_to_quaternion(state.rotation)
+    parts = (state.pose, state.betas, quat, scale.reshape(1, 1), trans.reshape(1, 3))
     joints2d_px = camera.project(joints_m)
-    verts_px = torch.cat([camera.project(verts_m), verts_m[:, 2:]], dim=-1)
-    rendered = silhouette(verts_px, model.faces, image_size) > 0.5
+    rendered = _drawn(torch.cat([camera.project(verts_m), verts_m[:, 2:]], dim=-1), model.faces, image_size)
+    twin = copied_model(model)
+    residuals = _residuals(joints2d_px, evidence, rendered, mask, refined)
     clock.lap("render")
     return HandFit(
         side=view.side,
@@ -345,18 +346,36 @@ def answer(
         joints2d_px=joints2d_px,
         faces=model.faces.clone(),
         mask=rendered,
-        params=params.to(dtype=torch.float32).detach(),
-        model=copied_model(model),
+        params=HandParams(*(part.float() for part in parts)),
+        model=twin,
         crop=view.crop,
         camera=camera,
         keypoints2d_px=torch.from_numpy(evidence.joints2d_px).float().to(verts_m.device),
         confidence=torch.from_numpy(evidence.confidence).float().to(verts_m.device),
         score=evidence.score,
-        residuals=_residuals(joints2d_px, evidence, rendered, mask, refined),
+        residuals=residuals,
         timings_ms=clock.stages_ms,
         iterations=int(refined.iterations),
         converged=bool(refined.converged),
     )
+
+
+def _drawn(
+    verts_px: Tensor,  # (V, 3)
+    faces: Tensor,  # (F, 3)
+    image_size: tuple[int, int],
+) -> Tensor:  # (H, W) bool
+    """The silhouette; of the image, only what the hand spans is looked at."""
+    mask = torch.zeros(image_size, dtype=torch.bool, device=verts_px.device)
+    size = verts_px.new_tensor(image_size[::-1])
+    low, high = verts_px[:, :2].amin(0).floor(), verts_px[:, :2].amax(0).ceil()
+    whole = ~(low + high).isfinite()  # behind the camera
+    low, high = torch.where(whole, 0.0, low).clamp_min(0), torch.where(whole, size, high).minimum(size)
+    left, top, right, bottom = (int(value) for value in torch.cat([low, high]).tolist())
+    if left < right and top < bottom:
+        window = verts_px - torch.nn.functional.pad(low, (0, 1))
+        mask[top:bottom, left:right] = silhouette(window, faces, (bottom - top, right - left)) > 0.5
+    return mask
 
 
 def _as_weak_perspective(view: View, root: Tensor, root_in_camera: Tensor) -> tuple[Tensor, Tensor]:

@@ -304,3 +304,50 @@ def test_statuses_are_told_apart(hand):
     call = call_arguments(hand, "skeleton")
     call["state"].cam[0, 0] = torch.nan
     assert newton_minimize(**call).status.tolist() == [DIVERGED, 0]
+
+
+def on_cuda(call: dict) -> dict:
+    moved = {part: type(call[part])(*(None if t is None else t.cuda() for t in call[part])) for part in TENSOR_PARTS}
+    return {**call, **moved}
+
+
+TENSOR_PARTS = ("state", "evidence", "hand")
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("intrinsics", [None, (4.0, 4.2, 0.3, -0.1)], ids=CAMERAS)
+def test_a_block_on_the_gpu_takes_the_steps_of_the_cpu(hand, intrinsics):
+    call = {**call_arguments(hand, "skeleton"), "iterations": 8}
+    if intrinsics is not None:
+        evidence = call["evidence"]._replace(intrinsics=torch.tensor([intrinsics], dtype=torch.float64))
+        call = {**call, "evidence": evidence}
+        call["state"].cam.copy_(torch.tensor(CAMERAS["perspective"][1], dtype=torch.float64))
+    expected, found = newton_minimize(**call), newton_minimize(**on_cuda(call))
+    torch.testing.assert_close(found.energy.cpu(), expected.energy, rtol=1e-8, atol=0)
+    for a, b in zip(found.state, expected.state, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-7)
+    assert found.steps.tolist() == expected.steps.tolist()
+    assert found.status.tolist() == expected.status.tolist()
+
+
+@pytest.mark.needs_cuda
+def test_a_cuda_graph_holds_all_steps(hand):
+    """Also proof that the host waits for nothing: a capture forbids it."""
+    call = on_cuda({**call_arguments(hand, "skeleton"), "iterations": 8})
+    expected = newton_minimize(**call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = newton_minimize(**call)
+    call["state"].pose.add_(0.1)
+    graph.replay()
+    assert not torch.equal(found.energy, expected.energy)
+    call["state"].pose.sub_(0.1)
+    graph.replay()
+    torch.testing.assert_close(found.energy, expected.energy)
+
+
+@pytest.mark.needs_cuda
+def test_mesh_terms_and_races_stay_on_the_cpu(hand):
+    call = on_cuda(call_arguments(hand, "skeleton"))
+    with pytest.raises(ValueError, match="mesh, race: on CUDA"):
+        newton_minimize(**{**call, "race": True})
