@@ -32,7 +32,7 @@ SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette si
 	interpolate visibility_gradient refine instruction_sets))
 
 GPU_BENCHES := bench_lbs bench_raster
-BENCH_SCRIPTS := roofline scaling keypoint_fit silhouette_area silhouette_recovery
+BENCH_SCRIPTS := roofline scaling bench_refine newton_against_descent bench_fit keypoint_fit silhouette_area silhouette_recovery
 
 .PHONY: help demo test sanitize lint format cuda bench gpu-check gpu-bench gpu-install clean install
 .DELETE_ON_ERROR:

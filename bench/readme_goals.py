@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from result_files import Result, Row, markdown, number, own_row, plural, ratios
@@ -53,11 +54,13 @@ SILHOUETTE_GOALS = (
 MODES = ("nmr", "edge", "soft")
 
 
-def goals_table(lbs: Result | None, raster: Result | None, roofline: Result | None) -> str:
-    """A row for each goal whose result is there."""
+def goals_table(
+    lbs: Result | None, raster: Result | None, roofline: Result | None, more: Sequence[tuple[str, ...]] = ()
+) -> str:
+    """A row for each goal whose result is there, and `more` rows."""
     rows = [_goal_row("skinning", ("lbs",), goal, lbs, roofline) for goal in LBS_GOALS if lbs]
     rows += [_goal_row("silhouette, 224 x 224", MODES, goal, raster, roofline) for goal in SILHOUETTE_GOALS if raster]
-    return markdown(("work on the CPU", "goal", "reached", "where less: the goal here", "of which"), *rows)
+    return markdown(("work on the CPU", "goal", "reached", "where less: the goal here", "of which"), *rows, *more)
 
 
 def _goal_row(work: str, jobs: tuple[str, ...], goal: Goal, result: Result, roofline: Result | None) -> tuple[str, ...]:

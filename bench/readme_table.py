@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import readme_refine
 from readme_goals import goals_table
 from result_files import RESULTS, Row, machine, markdown, number, own_row, plural, ratios, read
 
@@ -47,12 +48,13 @@ def not_measured(command: str) -> str:
 
 def figures() -> str:
     """What was reached, in short."""
-    return markdown(("what", "figure", "command"), *_fit_rows(), *_raster_rows(), *_area_rows(), *_lbs_rows())
+    rows = (*_fit_rows(), *readme_refine.figure_rows(), *_raster_rows(), *_area_rows(), *_lbs_rows())
+    return markdown(("what", "figure", "command"), *rows)
 
 
 def goals() -> str:
     """What was to be reached, what was, and why not more."""
-    return goals_table(read("lbs"), read("raster"), read("roofline"))
+    return goals_table(read("lbs"), read("raster"), read("roofline"), readme_refine.goal_rows())
 
 
 def training() -> str:
@@ -264,6 +266,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "roofline": roofline_table,
     "directions": directions_table,
     "scaling": scaling_picture,
+    "iterations": readme_refine.iterations_table,
+    "stages": readme_refine.stages_table,
+    "curves": readme_refine.curves_picture,
+    "knobs": readme_refine.knobs_table,
 }
 
 

@@ -189,6 +189,16 @@ def test_any_network_will_do(images, mask):
     assert slope.shape == mask.shape
 
 
+def test_other_crops_take_the_place_of_the_first_ones(network, images, mask):
+    frozen = FrozenFeatures(network)
+    first, second = MaskedFeatures(frozen, images, 32), MaskedFeatures(frozen, images.flip(0), 32)
+    before = first(mask)
+    for found, expected in zip(first.on(*second.tensors)(mask), second(mask), strict=True):
+        assert torch.equal(found, expected)
+    for found, expected in zip(first(mask), before, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_boxes_average():
     """5 pixels to 2 boxes of 2.5; rows sum to one."""
     expected = torch.tensor([[2, 2, 1, 0, 0], [0, 0, 1, 2, 2]]).double() / 5

@@ -7,6 +7,7 @@ convolutions before them, tensors lie channels-last, what can be fused is, and t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -238,6 +239,21 @@ class MaskedFeatures:
         if self._average is not None:
             slope = self._average.T @ slope @ self._average
         return difference.square().sum(-1).to(mask.dtype), slope.to(mask.dtype)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The crops as F sees them, and F(x)."""
+        return self._images, self.features
+
+    def on(
+        self,
+        images: Tensor,  # (B, 3, s, s)
+        features: Tensor,  # (B, N)
+    ) -> MaskedFeatures:
+        """The same for other ``tensors`` of these shapes, without running F."""
+        other = copy.copy(self)
+        other._images, other.features = images, features
+        return other
 
     def value(
         self,

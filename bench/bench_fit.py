@@ -1,0 +1,222 @@
+"""Where the time of a fit goes, and how fast each solver comes near the hand: Fig. 5(e)'s axis, in milliseconds.
+
+    python bench/bench_fit.py
+
+`stages`: a picture of a drawn hand is read from a file, fitted to its exact 2D joints, and drawn over; with and without
+its mask. `curves`: hands started from perturbed parameters are refined by so many iterations of each solver, from exact
+2D joints alone, and compared with the hands that were drawn; the time is that of one hand by itself. Descent and Adam
+minimise the joints and Laplacian terms of Eq. 11, Levenberg-Marquardt and particle swarm the energy of `fit` on the
+skeleton: the joints with priors on pose and shape. Goes to bench/results/fit.json and bench/results/fit_curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from common import RESULTS, noise_warning, run_facts, summary, time_ms, write_result
+from newton_against_descent import newton, state_of
+from refine_scene import Scene, perturbed_hands
+from torch import Tensor
+
+import dhpe_fast
+from dhpe_fast.data import render_hands
+from dhpe_fast.hand import HandModel, HandParams
+from dhpe_fast.metrics import pa_mpjpe_mm
+from dhpe_fast.projection import ScaledOrthographic
+from dhpe_fast.refinement import BALANCED, BlockScales, EnergyWeights, refine
+from dhpe_fast.refinement.gauss_newton import Evidence2d, HandConstants, HandState, Objective
+from dhpe_fast.refinement.particle_swarm import Spread, SwarmOptions, fly
+from dhpe_fast.rotation import matrix_to_quaternion
+
+ITERATIONS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
+TIMED_ITERATIONS = 50
+ADAM_STEP = 0.02
+ADAM_SCALES = BlockScales(pose=1.0, shape=2.0, quat=0.3, scale=5.0, trans=0.3)
+"""Adam's steps have the length of its rate, whatever the gradient: about a fifth of the start's error in each block."""
+PICTURE = (480, 640)
+
+
+# ---- Stages ----------------------------------------------------------------------------------------------------------
+
+
+def stages(n: int, seed: int) -> list[dict[str, Any]]:
+    """Milliseconds of each stage of `fit`, over n pictures; the first fit of each kind does not count."""
+    hands = render_hands(n + 1, seed, image_size=PICTURE, pictures=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hand.png"
+        for with_mask in (False, True):
+            laps: dict[str, list[float]] = {}
+            for number, hand in enumerate(hands):
+                cv2.imwrite(str(path), cv2.cvtColor(hand.image, cv2.COLOR_RGB2BGR))
+                mask = hand.mask.numpy() if with_mask else None
+                start = time.perf_counter()
+                found = dhpe_fast.fit(path, keypoints=hand.joints2d_px.numpy(), hand=hand.side, mask=mask)
+                fitted = time.perf_counter()
+                found.overlay(hand.image)
+                times = dict(found.timings_ms)
+                times["draw"] = 1e3 * (time.perf_counter() - fitted)
+                times["fit"] = 1e3 * (fitted - start)
+                for stage, ms in times.items() if number else ():
+                    laps.setdefault(stage, []).append(ms)
+            rows.append({"mask": with_mask, "n": n, "ms": {stage: summary(times) for stage, times in laps.items()}})
+    return rows
+
+
+# ---- Curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves(n: int, seed: int, iterations: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """For each solver, the errors after each number of iterations, and the milliseconds that one hand takes."""
+    hands, rows = perturbed_hands(n, seed=seed, pictures=False), []
+    for solver, prepare in SOLVERS.items():
+        ms = _milliseconds(prepare(hands.first(1)), iterations, seconds)
+        for t, h in prepare(hands)(iterations):
+            rows.append({"solver": solver, "iterations": t, "ms": ms(t), **errors(hands, h)})
+    return rows
+
+
+def errors(hands: Scene, h: Tensor) -> dict[str, float]:
+    """Means over hands and vertices: in the image, pixels of a 224 crop, and after Procrustes alignment, mm.
+
+    Of vertices, as the solvers have different joints: f_Reg's with the palm (Eq. 11), or the skeleton's (`fit`).
+    """
+    truth, found = hands.hand.decode(hands.truth).verts_m, hands.hand.decode(h).verts_m
+    truth_m = truth / HandParams.from_packed(hands.truth).scale[..., None]
+    offset_px = (found - truth)[..., :2].norm(dim=-1).mean(1) * (hands.size / 2)
+    aligned_mm = [float(pa_mpjpe_mm(one, other)) for one, other in zip(found, truth_m, strict=True)]
+    return {"error2d_px": float(offset_px.mean()), "pa_mpvpe_mm": sum(aligned_mm) / len(aligned_mm)}
+
+
+Run = Callable[[tuple[int, ...]], Iterator[tuple[int, Tensor]]]
+"""Numbers of iterations to h (B, 63) after each of them."""
+
+
+def _milliseconds(run: Run, iterations: tuple[int, ...], seconds: float) -> Callable[[int], float]:
+    """Of the call for one hand, by its number of iterations: a call without and one with many, and in between."""
+    many = min(max(iterations), TIMED_ITERATIONS)
+    none, all_of_them = (summary(time_ms(lambda t=t: list(run((t,))), seconds))["median"] for t in (0, many))
+    return lambda t: none + max(all_of_them - none, 0.0) * t / many
+
+
+def _descent(hands: Scene, **options: Any) -> Run:
+    estimator = _NoNetworks(hands)
+
+    def run(iterations: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        for t in iterations:
+            result = refine(
+                estimator, hands.images, hands.start, hands.joints2d_px,
+                iterations=t, weights=EnergyWeights(feature=0.0), **options,
+            )  # fmt: skip
+            yield t, result.h
+
+    return run
+
+
+class _NoNetworks:
+    """What `refine` asks for where the feature term does not count."""
+
+    def __init__(self, hands: Scene) -> None:
+        self.hand, self.project = hands.hand, hands.projector("edge")
+        self.features = torch.nn.Identity()
+
+
+def _newton(hands: Scene) -> Run:
+    objective, start = _objective(hands), state_of(hands.start.double())
+
+    def run(iterations: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        for t in iterations:
+            if t <= TIMED_ITERATIONS:  # it has converged long before
+                yield t, _as_h(newton(objective, start, t)[0], hands.start)
+
+    return run
+
+
+def _swarm(hands: Scene) -> Run:
+    """All hands' swarms in one batch."""
+    options = SwarmOptions()
+    objective, start = _objective(hands, options.particles), state_of(hands.start.double())
+    each = torch.arange(len(hands.start)).repeat_interleave(options.particles)
+    spread = Spread().vector(start.pose)
+
+    def energy(places: Tensor) -> Tensor:  # (B, P, 61)
+        return objective.energy(start[each].moved(places.flatten(0, 1))).unflatten(0, places.shape[:2])
+
+    def run(iterations: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        center = start.pose.new_zeros(len(hands.start), len(spread))
+        with torch.no_grad():
+            flight = fly(energy, center, spread, replace(options, iterations=max(iterations)))
+        for t in iterations:
+            yield t, _as_h(start.moved(flight.places[t]), hands.start)
+
+    return run
+
+
+SOLVERS: dict[str, Callable[[Scene], Run]] = {
+    "gd": lambda hands: _descent(hands, block_scales=BALANCED),
+    "adam": lambda hands: _descent(hands, optimizer="adam", step_size=ADAM_STEP, block_scales=ADAM_SCALES),
+    "lm": _newton,
+    "pso": _swarm,
+}
+
+
+def _objective(hands: Scene, repeats: int = 1) -> Objective:
+    """The energy of `fit` on the skeleton, every hand with joints of its own, each so many times."""
+    model: HandModel = hands.hand
+    joints = model.decode(hands.truth).joints_m[..., :2].double().repeat_interleave(repeats, 0)
+    evidence = Evidence2d(joints, joints.new_ones(joints.shape[1]))
+    return Objective(model, HandConstants.of(model), evidence, ScaledOrthographic(), use_mesh=False)
+
+
+def _as_h(state: HandState, like: Tensor) -> Tensor:
+    quat, scale = matrix_to_quaternion(state.rotation), state.cam[:, :1].exp()
+    return torch.cat([state.pose, state.betas, quat, scale, state.cam[:, 1:], like[:, 62:].double()], 1).to(like)
+
+
+def as_text(rows: list[dict[str, Any]], points: list[dict[str, Any]]) -> str:
+    """Both tables."""
+    lines = []
+    for row in rows:
+        medians = ", ".join(f"{stage} {found['median']:.2f}" for stage, found in row["ms"].items())
+        lines.append(f"{'with' if row['mask'] else 'without'} mask, median ms: {medians}")
+    lines.append(f"{'solver':8}{'iterations':>11}{'ms':>10}{'2D px':>9}{'PA mm':>9}")
+    for p in points:
+        error = f"{p['error2d_px']:9.2f}{p['pa_mpvpe_mm']:9.2f}"
+        lines.append(f"{p['solver']:8}{p['iterations']:11}{p['ms']:10.2f}{error}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, unless only the picture is asked for; draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=20, help="fits of each kind that are timed by stage")
+    parser.add_argument("--n", type=int, default=100, help="hands of the curves")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=0.5, help="budget of each solver's timing")
+    parser.add_argument("--draw", action="store_true", help="only draw what the result file holds")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    if not arguments.draw:
+        rows = stages(arguments.pictures, arguments.seed)
+        points = curves(arguments.n, arguments.seed, ITERATIONS, arguments.seconds)
+        print(noise_warning() + as_text(rows, points))
+        if arguments.dry:
+            return
+        result = {"run": run_facts(), "arguments": vars(arguments), "stages": rows, "curves": points}
+        print(f"-> {write_result('fit', result)}")
+    from fit_plot import draw
+
+    print(f"-> {draw(json.loads((RESULTS / 'fit.json').read_text()), RESULTS / 'fit_curves.png')}")
+
+
+if __name__ == "__main__":
+    main()
