@@ -24,13 +24,13 @@ from refine_peers import ComposedIteration, manopth_layer
 from refine_scene import Scene, perturbed_hands
 from torch import Tensor
 
+from dhpe_fast.losses import cotangent_laplacian, joints2d_refine_loss, laplacian_loss
 from dhpe_fast.nets import FeatureExtractor, FrozenFeatures, MaskedFeatures
 from dhpe_fast.ops.refine import EnergyWeights, FeatureTerm, RefineEnergy, RefineModel, refine_descend, refine_mask
 from dhpe_fast.reference.descent_rule import first_memory
-from dhpe_fast.refinement import BALANCED, RefineOptions, descent
+from dhpe_fast.refinement import BALANCED
 from dhpe_fast.refinement.constants import refine_model
 from dhpe_fast.refinement.cuda_graph import GraphedIteration, Step
-from dhpe_fast.refinement.descent import Objective
 
 PAPER_MS = {"iteration": 5.0, "refinement of 50 iterations": 250.0, "first estimate": 100.0}
 """Of one image, on the GPU of 2019 (Sec. 4)."""
@@ -69,27 +69,25 @@ class Iterations:
 # ---- Implementations -------------------------------------------------------------------------------------------------
 
 
-class Estimator:
-    """The networks of Eq. 11, with nothing else to them."""
-
-    def __init__(self, scene: Scene, features: Callable[[Tensor], Tensor]) -> None:
-        self.hand, self.features, self.project = scene.hand, features, scene.projector(MODE)
-
-
 def unfused(scene: Scene, features: FeatureExtractor | None) -> Iterations:
     """The ops of this package under autograd, as `refine(..., fused=False)` runs them."""
-    weights = descent.EnergyWeights(feature=FEATURE_WEIGHT)
-    options = RefineOptions(weights=weights, step_size=STEP_SIZE, block_scales=BALANCED)
-    extract = features if features is not None else lambda images: images.new_zeros(len(images), 1)
-    objective = Objective.of(Estimator(scene, extract), scene.images, options)
+    projector, hand, size = scene.projector(MODE), scene.hand, scene.size
+    laplacian = cotangent_laplacian(hand.basis.v_template, hand.faces)
     rates = STEP_SIZE * BALANCED.vector(scene.start)
     constant = given_term(scene)
+    masked = None if features is None else MaskedFeatures(features, scene.images)
 
     def step() -> Tensor:
         h = scene.start.clone().requires_grad_()
-        projection = objective.project(h)
-        term = constant if features is None else objective.feature_term(projection.mask.detach())
-        energy = objective.energy(projection, scene.joints2d_px, term)["total"]
+        projection = projector(h)
+        feature = constant
+        if masked is not None:
+            mask = projection.mask.detach()
+            value, slope = masked(mask)
+            feature = FeatureTerm(value, mask, slope)
+        joints_px = (0.5 * projection.joints[..., :2] + 0.5) * size
+        energy = joints2d_refine_loss(joints_px, scene.joints2d_px, None, size)
+        energy = energy + laplacian_loss(projection.verts, laplacian) + FEATURE_WEIGHT * feature.at(projection.mask)
         (gradient,) = torch.autograd.grad(energy.sum(), h)
         return h.detach() - rates * gradient
 
