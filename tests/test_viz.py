@@ -175,6 +175,17 @@ def test_the_overlay_covers_the_hand_and_nothing_else(side):
     assert not outside.any()
 
 
+def test_the_fast_overlay_covers_the_same_pixels_in_nearly_the_same_colours():
+    fit = known_fit()
+    image = np.full((240, 320, 3), (20, 120, 60), np.uint8)
+    best, fast = (viz.overlay(image, fit, alpha=1.0, draw_joints=False, fast=fast) for fast in (False, True))
+    covered = [(picture != image).any(-1) for picture in (best, fast)]
+    assert (covered[0] ^ covered[1]).sum() < 0.05 * covered[0].sum()
+    both = covered[0] & covered[1]
+    assert np.abs(best[both].astype(int) - fast[both]).mean() < 30
+    np.testing.assert_array_equal(image, np.full((240, 320, 3), (20, 120, 60), np.uint8))
+
+
 def test_joints_are_drawn_in_the_colours_of_their_fingers():
     fit = known_fit()
     image = np.zeros((240, 320, 3), np.uint8)
