@@ -5,12 +5,12 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,6 @@ import typer
 
 if TYPE_CHECKING:
     from dhpe_fast.data import Dataset
-    from dhpe_fast.hand_fit import HandFit
 
 app = typer.Typer(
     name="dhpe-fast",
@@ -52,15 +51,17 @@ class MeshFormat(str, Enum):
 
 @app.command()
 def fit(
-    images: Annotated[list[Path], typer.Argument(help="Pictures of hands.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="Pictures or videos of hands, or folders of them.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if missing.")] = Path(
         "out"
     ),
     keypoints: Annotated[
         Path | None,
         typer.Option(
-            help="2D joints in pixels: .npy (21, 2 or 3), or .json, which may name several images. "
-            "Without it MediaPipe finds the hands."
+            help="2D joints in pixels: .npy (21, 2 or 3), or .json, which may name several images; of a video "
+            "(frames, 21, 2 or 3), or .json with a list for its frames. Without it MediaPipe finds the hands."
         ),
     ] = None,
     order: Annotated[
@@ -71,26 +72,35 @@ def fit(
         Path | None, typer.Option(help="A licensed MANO file, MANO_RIGHT.pkl, instead of the default hand.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
-    iterations: Annotated[int, typer.Option(min=0, help="The most steps of refinement.")] = 50,
+    iterations: Annotated[int, typer.Option(min=0, help="The most steps of refinement; of pictures.")] = 50,
     formats: Annotated[
-        list[MeshFormat] | None, typer.Option("--format", help="Mesh format; repeat it for several.")
+        list[MeshFormat] | None, typer.Option("--format", help="Mesh format of pictures; repeat it for several.")
     ] = None,
+    smooth: Annotated[bool, typer.Option(help="Whether the hands of a video are smoothed over time.")] = True,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
-    """Fit hands in pictures: an overlay, a mesh and all parameters of each.
+    """Fit hands in pictures and videos: an overlay, and all parameters of each; of pictures a mesh.
 
-    IMAGE.jpg gives IMAGE_overlay.png, IMAGE.glb and IMAGE.json; with several hands each has a number. A
-    picture that fails is reported, the others go on, and the exit code is 1.
+    IMAGE.jpg gives IMAGE_overlay.png, IMAGE.glb and IMAGE.json; with several hands each has a number. VIDEO.mp4
+    gives VIDEO_overlay.mp4 and VIDEO_hands.jsonl, with a line for each frame. What fails is reported, the others
+    go on, and the exit code is 1.
     """
     with _one_line_errors():
-        job = _Job.of(output, keypoints, order, mano)
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its notes on damaged videos; we say what is wrong
+        from dhpe_fast import cli_fit
+
+        job = cli_fit.FitJob.of(output, keypoints, order, mano)
         _check_device(device)
-        options = {"hand": hand.value, "device": device, "iterations": iterations, "model": job.model}
-        suffixes = [f".{item.value}" for item in formats or [MeshFormat.glb]]
-        failures = _fit_all(images, job, options, suffixes)
-    done = len(images) - len(failures)
-    typer.echo(f"{done} of {len(images)} pictures fitted, results in {output}", err=True)
-    for image, reason in failures:
-        typer.secho(f"  {image}: {reason.removeprefix(f'{image}: ')}", fg=typer.colors.RED, err=True)
+        options = {"hand": hand.value, "device": device, "model": job.model}
+        suffixes = tuple(f".{item.value}" for item in formats or [MeshFormat.glb])
+        job = replace(job, options=options, iterations=iterations, suffixes=suffixes, smooth=smooth, profile=profile)
+        inputs = cli_fit.expanded(files)
+        failures = cli_fit.fit_all(inputs, job)
+    done = len(inputs) - len(failures)
+    kind = "files" if any(cli_fit.is_video(file) for file in inputs) else "pictures"
+    typer.echo(f"{done} of {len(inputs)} {kind} fitted, results in {output}", err=True)
+    for file, reason in failures:
+        typer.secho(f"  {file}: {reason.removeprefix(f'{file}: ')}", fg=typer.colors.RED, err=True)
     if failures:
         raise typer.Exit(1)
 
@@ -108,6 +118,7 @@ def demo(
     import numpy as np
 
     import dhpe_fast
+    from dhpe_fast.cli_fit import save_hand
     from dhpe_fast.data.demo import load_demo
     from dhpe_fast.metrics import pa_mpjpe_mm
 
@@ -120,7 +131,7 @@ def demo(
         start = time.perf_counter()
         found = dhpe_fast.fit(known.image, **options)
         elapsed_ms = 1000 * (time.perf_counter() - start)
-        written = _save(found, known.image, output / "demo", [".glb"])
+        written = save_hand(found, known.image, output / "demo", [".glb"])
     offsets_px = found.joints2d_px.cpu().numpy() - known.keypoints2d_px
     rows = {
         "2D joints, mean error": f"{float(np.linalg.norm(offsets_px, axis=1).mean()):.2f} px",
@@ -310,40 +321,6 @@ def _root(
         raise typer.Exit()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all pictures of a call share."""
-
-    output: Path
-    keypoints: Path | None
-    order: str | None
-    model: Any
-
-    @classmethod
-    def of(cls, output: Path, keypoints: Path | None, order: str | None, mano: Path | None) -> _Job:
-        """Fails early on what would fail for every picture."""
-        from dhpe_fast.hand import HandModel
-
-        if keypoints is None and order is not None:
-            raise ValueError("--order: needs --keypoints, whose joint order it names")
-        if keypoints is not None and not keypoints.is_file():
-            raise FileNotFoundError(f"--keypoints: {keypoints}: no such file")
-        model = None if mano is None else HandModel.from_mano(mano)
-        output.mkdir(parents=True, exist_ok=True)
-        return cls(output, keypoints, order, model)
-
-    def evidence(self, image: Path, n_images: int) -> dict[str, Any]:
-        """The arguments of ``fit`` that say where the hand of this image is."""
-        from dhpe_fast.io import read_keypoints
-
-        if self.keypoints is None:
-            return {}
-        found = read_keypoints(self.keypoints, image.name, self.order)
-        if n_images > 1 and not found.named:
-            raise ValueError(f"{self.keypoints}: holds the keypoints of one picture, but {n_images} were given")
-        return {"keypoints": found.joints2d_px} | ({"hand": found.side} if found.side else {})
-
-
 def _check_device(device: str | None) -> None:
     import torch
 
@@ -351,62 +328,6 @@ def _check_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _fit_all(images: list[Path], job: _Job, options: dict[str, Any], suffixes: list[str]) -> list[tuple[Path, str]]:
-    """Fits and writes each picture; returns those that failed, and why."""
-    import dhpe_fast
-    from dhpe_fast.image import read_image
-
-    failures: list[tuple[Path, str]] = []
-    taken: set[str] = set()
-    for image in _progress(images):
-        numbered = (f"{image.stem}-{number}" if number > 1 else image.stem for number in count(1))
-        stem = next(name for name in numbered if name not in taken)
-        taken.add(stem)
-        try:
-            pixels = read_image(image)
-            asked = job.evidence(image, len(images))
-            if options["hand"] != "auto":
-                asked.pop("hand", None)
-            found = dhpe_fast.fit(pixels, **{**options, **asked})
-            hands = found if isinstance(found, list) else [found]
-            for index, one in enumerate(hands):
-                name = stem if len(hands) == 1 else f"{stem}_{index}"
-                _save(one, pixels, job.output / name, suffixes)
-                off_px, of_box = one.residuals["joints2d_px"], 100 * one.residuals["joints2d_box"]
-                typer.echo(
-                    f"{name}: {one.side} hand, joints off by {off_px:.2f} px on average ({of_box:.1f} % of the hand)"
-                )
-            if not hands:
-                failures.append((image, "no hand was found"))
-        except ImportError:  # what is not installed is missing for every picture
-            raise
-        except Exception as error:  # whatever is wrong with one picture, the others are fitted
-            failures.append((image, str(error) or type(error).__name__))
-    return failures
-
-
-def _save(found: HandFit, pixels: Any, base: Path, suffixes: list[str]) -> list[Path]:
-    """Writes the overlay, the meshes and the parameters of a hand; returns their paths."""
-    from dhpe_fast.io import save_fit, save_image
-    from dhpe_fast.viz import overlay
-
-    files = [base.with_name(f"{base.name}_overlay.png")]
-    save_image(files[0], overlay(pixels, found))
-    for suffix in (*suffixes, ".json"):
-        files.append(base.with_name(base.name + suffix))
-        save_fit(found, files[-1])
-    return files
-
-
-def _progress(images: list[Path]) -> Iterator[Path]:
-    """The pictures, with a progress bar on a terminal."""
-    if len(images) < 2 or not sys.stderr.isatty():
-        yield from images
-        return
-    with typer.progressbar(images, label="fitting", file=sys.stderr) as bar:
-        yield from bar
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

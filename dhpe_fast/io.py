@@ -99,9 +99,9 @@ def read_keypoints(
     """
     file = Path(path)
     if file.suffix == ".npy":
-        entry: Any = _load_npy(file)
+        entry: Any = load_npy(file)
     elif file.suffix == ".json":
-        entry = _load_json(file)
+        entry = load_json(file)
     else:
         raise ValueError(f"{file}: expected a .json or .npy file, got '{file.suffix}'")
     found: dict[str, Any] = {}
@@ -147,7 +147,8 @@ def _keypoint_array(entry: Any, file: Path) -> np.ndarray:
     return values
 
 
-def _load_npy(file: Path) -> np.ndarray:
+def load_npy(file: Path) -> np.ndarray:
+    """An array file; ValueError if it is none, or would run code."""
     try:
         return np.load(file, allow_pickle=False)
     except FileNotFoundError:
@@ -156,7 +157,8 @@ def _load_npy(file: Path) -> np.ndarray:
         raise ValueError(f"{file}: is no array file of NumPy: {error}") from error
 
 
-def _load_json(file: Path) -> Any:
+def load_json(file: Path) -> Any:
+    """What a JSON file holds; ValueError if it is none."""
     try:
         return json.loads(file.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -188,45 +190,45 @@ def save_fit(fit: HandFit, path: str | os.PathLike[str]) -> None:
     write_whole(file, writer(fit))
 
 
-def fit_record(fit: HandFit) -> dict[str, Any]:
+def fit_record(fit: HandFit, *, vertices: bool = True) -> dict[str, Any]:
     """All that a fit says but its mask and faces, as JSON types; non-finite numbers are None.
 
     "params" are the parts of h in the crop frame for the model named by "model" and "side"; "crop" is the
     square of the image that the crop frame spans; verts_m and joints_m are in the camera frame, metres, and
-    "camera" projects them to pixels.
+    "camera" projects them to pixels. Without `vertices`, verts_m are left out: "params" give them.
     """
     return {
         "schema": FIT_SCHEMA,
         "side": fit.side,
         "model": fit.model.name,
-        "params": {name: _plain(getattr(fit.params, name)[0]) for name in H_LAYOUT},
-        "crop": _plain(fit.crop),
-        "camera": {"type": type(fit.camera).__name__, **_plain(fit.camera)},
-        "joints2d_px": _plain(fit.joints2d_px),
-        "joints_m": _plain(fit.joints_m),
-        "verts_m": _plain(fit.verts_m),
-        "keypoints2d_px": _plain(fit.keypoints2d_px),
-        "confidence": _plain(fit.confidence),
-        "residuals": _plain(fit.residuals),
-        "timings_ms": _plain(fit.timings_ms),
+        "params": {name: plain(getattr(fit.params, name)[0]) for name in H_LAYOUT},
+        "crop": plain(fit.crop),
+        "camera": {"type": type(fit.camera).__name__, **plain(fit.camera)},
+        "joints2d_px": plain(fit.joints2d_px),
+        "joints_m": plain(fit.joints_m),
+        **({"verts_m": plain(fit.verts_m)} if vertices else {}),
+        "keypoints2d_px": plain(fit.keypoints2d_px),
+        "confidence": plain(fit.confidence),
+        "residuals": plain(fit.residuals),
+        "timings_ms": plain(fit.timings_ms),
         "iterations": fit.iterations,
         "converged": fit.converged,
     }
 
 
-def _plain(value: Any) -> Any:
-    """Tensors, dataclasses and mappings as JSON types."""
+def plain(value: Any) -> Any:
+    """Tensors, dataclasses and mappings as JSON types; non-finite numbers as None."""
     if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().tolist())
+        return plain(value.detach().cpu().tolist())
     if isinstance(value, float):
         # Nine digits hold every float32 exactly.
         return float(f"{value:.9g}") if np.isfinite(value) else None
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

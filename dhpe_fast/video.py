@@ -49,10 +49,10 @@ class FrameFit:
     """Why hands of this frame could not be fitted, one for each that is missing."""
 
     def overlay(self, **options: Any) -> np.ndarray:
-        """The frame with its hands drawn in, (H, W, 3) uint8 RGB; see :func:`dhpe_fast.viz.overlay`."""
+        """The frame with its hands drawn in, uint8 RGB; see :func:`dhpe_fast.viz.overlay`, here fast by default."""
         from dhpe_fast import viz
 
-        return viz.overlay(self.image, [hand.fit for hand in self.hands], **options)
+        return viz.overlay(self.image, [hand.fit for hand in self.hands], **{"fast": True, **options})
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,14 @@ def fit_video(
         raise TypeError(f"tracking: expected a Tracking, got {type(tracking).__name__}")
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps <= MAX_FPS):
         raise ValueError(f"fps: expected a number in (0, {MAX_FPS:g}] or None, got {fps!r}")
-    source = evidence_source(evidence) if keypoints is None else _GivenHands(keypoints, order)
-    if isinstance(frames, str | os.PathLike):
-        reader = VideoReader(frames)
-        return VideoFit(reader, source, HandTracker(options, tracking, smooth), fps or reader.fps)
     if isinstance(frames, np.ndarray | Tensor) and frames.ndim != 4:
         raise ValueError(f"frames: expected a path or images (T, H, W, 3), got an array {tuple(frames.shape)}")
-    if not isinstance(frames, Iterable):
+    images: VideoReader | Iterable[Any] = VideoReader(frames) if isinstance(frames, str | os.PathLike) else frames
+    if not isinstance(images, Iterable):
         raise TypeError(f"frames: expected a path or images, got {type(frames).__name__}")
-    return VideoFit(frames, source, HandTracker(options, tracking, smooth), fps or FALLBACK_FPS)
+    source = evidence_source(evidence) if keypoints is None else _GivenHands(keypoints, order)
+    fps = fps or (images.fps if isinstance(images, VideoReader) else FALLBACK_FPS)
+    return VideoFit(images, source, HandTracker(options, tracking, smooth), fps)
 
 
 class VideoFit(Iterator[FrameFit]):
@@ -244,11 +243,22 @@ class _GivenHands:
             return []
         if isinstance(entry, list | tuple) and all(isinstance(hand, HandEvidence) for hand in entry):
             return list(entry)
-        return given_hands(_seen(entry), order=self._order)[0]
+        return seen_hands(entry, self._order)
+
+
+def seen_hands(
+    keypoints: Any,  # (21, 2 | 3) or (N, 21, 2 | 3)
+    order: str = "std",
+) -> list[HandEvidence]:
+    """The hands of ``given_hands``, without those of which fewer than four joints are known.
+
+    Raises:
+        TypeError, ValueError: as ``given_hands``.
+    """
+    return given_hands(_seen(keypoints), order=order)[0]
 
 
 def _seen(entry: Any) -> Any:
-    """Keypoints without the hands of which too little was seen to fit them."""
     values = np.asarray(entry.detach().cpu() if isinstance(entry, Tensor) else entry)
     is_hands = values.ndim in (2, 3) and values.shape[-2] == N_JOINTS_STD and values.shape[-1] in (2, 3)
     if not is_hands or values.dtype.kind not in "iuf":

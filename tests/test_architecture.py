@@ -48,6 +48,7 @@ ROOMS = (
     "video_file",
     "video",
     "io",
+    "video_io",
     "viz",
     "doctor",
     "published_results",
@@ -55,6 +56,7 @@ ROOMS = (
     "config",
     "train",
     "evaluate",
+    "cli_fit",
     "cli",
     "compat",
 )

@@ -15,7 +15,7 @@ import pytest
 import trimesh
 from typer.testing import CliRunner
 
-from dhpe_fast import __version__, cli, doctor
+from dhpe_fast import __version__, cli, cli_fit, doctor
 from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.demo import DEMO_ANSWER, DEMO_IMAGE, load_demo
 from dhpe_fast.image import read_image
@@ -166,6 +166,6 @@ def test_a_terminal_shows_how_far_several_pictures_are(monkeypatch, is_terminal)
     stream.isatty = lambda: is_terminal
     monkeypatch.setattr(sys, "stderr", stream)
     images = [Path("a.png"), Path("b.png")]
-    assert list(cli._progress(images)) == images
+    assert list(cli_fit.progress(images)) == images
     assert ("fitting" in stream.getvalue()) == is_terminal
-    assert list(cli._progress(images[:1])) == images[:1]
+    assert list(cli_fit.progress(images[:1])) == images[:1]
