@@ -257,7 +257,7 @@ def refine_descend(
         gradient, terms = refine_gradient(h, energy)
         rows.append(terms)
         is_end, is_exact = t == iterations, t == 0 or energy.weights.feature == 0
-        ranked = terms[:, -1], _rank(terms, energy)
+        ranked = terms[:, -1], rank_of(terms, energy.weights, energy.feature_tau_px)
         memory = noted(memory, h, ranked, is_exact=is_exact, tolerance=0.0 if is_end else tolerance)
         if not is_end:
             h, memory = stepped(memory, h, gradient, rates, optimizer)
@@ -348,12 +348,16 @@ def _terms(h: Tensor, energy: RefineEnergy) -> Tensor:
     return torch.stack([*terms.values(), total], 1)
 
 
-def _rank(terms: Tensor, energy: RefineEnergy) -> Tensor:
-    """(B,) the energy by which iterates are compared: without a feature term that a gate switches."""
-    if energy.feature_tau_px is None:
-        return terms[:, -1]
-    acting = [i for i, name in enumerate(TERMS[:-1]) if name != "feature" and getattr(energy.weights, name) > 0]
-    factors = [getattr(energy.weights, TERMS[i]) for i in acting]
-    return sum(
-        (factor * terms[:, i] for factor, i in zip(factors, acting, strict=True)), start=torch.zeros_like(terms[:, 0])
-    )
+def rank_of(
+    terms: Tensor,  # (*batch, 8)
+    weights: EnergyWeights,
+    feature_tau_px: float | None,
+) -> Tensor:  # (*batch,)
+    """The energy by which iterates are compared: the total, without a feature term that a gate switches."""
+    if feature_tau_px is None:
+        return terms[..., -1]
+    rank = torch.zeros_like(terms[..., -1])
+    for i, name in enumerate(TERMS[:-1]):
+        if name != "feature" and getattr(weights, name) > 0:
+            rank = rank + getattr(weights, name) * terms[..., i]
+    return rank

@@ -4,7 +4,11 @@
 
 v' is the mesh of h'(t), [.]_{J,XY} the x and y of its joints, f_Ren(v') its mask, F the feature extractor, which is in
 eval mode and whose weights stay. Joints are in the unit interval of the crop (pixels / S), the mesh is in crop
-units, and no ground truth is seen. All by autograd over the ops: the readable form of the iteration.
+units, and no ground truth is seen.
+
+Two paths give the same numbers. The fused one is ``ops.refine_*``: everything but F computed by hand, all iterations
+between two runs of F in one call. The other one is autograd over the ops: the readable form of the iteration, for any
+f_Proj.
 
 What the text leaves open, and what is done here:
 
@@ -15,6 +19,8 @@ What the text leaves open, and what is done here:
 * lambda needs the true joints in Eq. 10; here it is a number, 1, or the gate of Eq. 10 against j'_2D
   (``feature_tau_px``).
 * Norms are sums, L_Lap a mean over vertices, as in :mod:`dhpe_fast.losses`.
+* Beyond the paper, and off by default: 1 - IoU of the mask and a given one, priors on pose and shape, and the joints'
+  ranges of motion (``EnergyWeights``).
 * One gamma for everything is literal, and slow: the curvatures of the blocks of h differ by orders of magnitude.
   ``block_scales`` gives each its own; ``BALANCED`` is a measured choice.
 """
@@ -31,63 +37,20 @@ import torch
 from torch import Tensor, nn
 
 from dhpe_fast.conventions import H_LAYOUT, H_SIZE, N_JOINTS_STD
-from dhpe_fast.hand import HandModel
-from dhpe_fast.losses import (
-    cotangent_laplacian,
-    feature_loss,
-    joints2d_refine_loss,
-    laplacian_loss,
-    silhouette_gate,
-    total_loss,
+from dhpe_fast.nets import DHPE, MaskedFeatures, Projector
+from dhpe_fast.ops import Descent, EnergyWeights, FeatureTerm, RefineEnergy, refine_descend, refine_mask
+from dhpe_fast.reference.descent_rule import NOT_FINITE, STATUS, first_memory, noted, stepped
+from dhpe_fast.reference.refine import MODES, OPTIMIZERS, TERMS, rank_of
+from dhpe_fast.refinement.constants import refine_model
+from dhpe_fast.refinement.objective import (
+    Estimator,
+    FeatureFunction,
+    Objective,
+    ProjectionLike,
+    feature_term,
 )
 
-OPTIMIZERS = ("gd", "adam")
-_ADAM_BETAS = (0.9, 0.999)
-_ADAM_EPS = 1e-8
-
-
-class ProjectionLike(Protocol):
-    """y = f_Proj(v') and v', in the crop frame; see ``nets.Projection``."""
-
-    verts: Tensor
-    """(B, V, 3)"""
-    joints: Tensor
-    """(B, 21, 3)"""
-    mask: Tensor
-    """(B, S, S) in [0, 1]"""
-
-
-class Estimator(Protocol):
-    """What Eq. 11 needs of a ``nets.DHPE``. With ``update_joints2d`` also its ``mesh_estimator.refiner``, f_Ref."""
-
-    features: Callable[[Tensor], Tensor]
-    """F: images (B, 3, S, S) to (B, N); put into eval mode for the time being if it is a module."""
-
-    @property
-    def hand(self) -> HandModel:
-        """The model, for the Laplacian of its template."""
-
-    def project(self, h: Tensor) -> ProjectionLike:
-        """f_Proj of the mesh of h (B, 63), differentiable."""
-
-
-def _check_not_negative(record: Any) -> None:
-    for name, value in vars(record).items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{type(record).__name__}.{name}: expected a finite number >= 0, got {value!r}")
-
-
-@dataclass(frozen=True)
-class EnergyWeights:
-    """How much each term of Eq. 11 counts."""
-
-    joints: float = 1.0
-    feature: float = 1.0
-    """lambda, on a sum over all features. At 0 the CNN does not run."""
-    laplacian: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_not_negative(self)
+PAPER_TERMS = ("joints", "feature", "laplacian")
 
 
 @dataclass(frozen=True)
@@ -106,7 +69,9 @@ class BlockScales:
     """crop units"""
 
     def __post_init__(self) -> None:
-        _check_not_negative(self)
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"BlockScales.{name}: expected a finite number >= 0, got {value!r}")
 
     def vector(self, like: Tensor) -> Tensor:
         """The factor of each entry of h, (63,)."""
@@ -144,6 +109,8 @@ class RefineOptions:
     this: Eq. 10, with j'_2D for the truth."""
     update_joints2d: bool = False
     """Runs f_Ref after every step, see above."""
+    tolerance: float = 0.0
+    """A hand rests when its energy has changed by less than this share three times running. 0: never."""
 
     def __post_init__(self) -> None:
         for name, least in (("iterations", 0), ("feature_interval", 1)):
@@ -156,6 +123,8 @@ class RefineOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError(f"tolerance: expected a finite number >= 0, got {self.tolerance!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +132,19 @@ class Refinement:
     """Where the descent ended, and the way there."""
 
     h: Tensor
-    """(B, 63)"""
+    """(B, 63), always finite: the last iterates, and of hands that have diverged the best ones"""
     energy: dict[str, Tensor]
-    """By term ("joints", "feature", "laplacian": before their weights; "total": with them), (iterations + 1, B): row t
-    is at h'(t), the last at `h`. In rows where ``feature_interval`` leaves the CNN out, its term is linearised."""
+    """By term ("joints", "feature", "laplacian" and what else has a weight: before their weights; "total": with them),
+    (iterations + 1, B): row t is at h'(t). In rows where ``feature_interval`` leaves the CNN out, its term is
+    linearised."""
     joints2d_px: Tensor
-    """(B, 21, 2) j'_2D as used last."""
+    """(B, 21, 2) j'_2D as used last"""
+    diverged: Tensor
+    """(B,) bool: h'(0), an energy or a step was not finite, or the last energy is above the first. Energies are
+    compared without a feature term that ``feature_tau_px`` switches, and not at all with ``update_joints2d``, which
+    changes what they measure."""
+    converged: Tensor
+    """(B,) bool: the tolerance let the hand rest"""
 
 
 def refine(
@@ -177,184 +153,255 @@ def refine(
     h: Tensor,  # (B, 63)
     joints2d_px: Tensor,  # (B, 21, 2)
     *,
+    mask: Tensor | None = None,  # (B, S, S)
     project: Callable[[Tensor], ProjectionLike] | None = None,
+    masked_features: FeatureFunction | None = None,
+    fused: bool | None = None,
     **options: Any,
 ) -> Refinement:
     """Refines each hand of a batch on its own, see the module's docstring (Eq. 11).
 
-    A hand whose step is not finite keeps its h, the last finite one. Neither `dhpe` nor any argument is changed; no
-    gradient flows through the refinement. Works under ``torch.no_grad`` and ``torch.inference_mode``, too.
+    A hand whose step or energy is not finite stays where it is and is flagged, as one whose energy ends above where it
+    began; the best h of its way is returned, and no NaN ever: entries of `h` that are not finite come back as 0.
+    Neither `dhpe` nor any argument is changed; no gradient flows through the refinement. Works under ``torch.no_grad``
+    and ``torch.inference_mode``, too.
 
     Args:
         dhpe: the networks, usually a ``nets.DHPE``.
         images: the crops x.
         h: the first estimate h'(0), ``HandParams.packed()``.
         joints2d_px: j'_2D, pixels of the crop; NaN for joints that are not to count.
+        mask: masks in [0, 1] or bool for the silhouette term, where that has a weight.
         project: another f_Proj than ``dhpe.project``, for instance a ``nets.Projector`` of the same ``hand`` and
             ``joint0`` whose silhouette has another gradient.
+        masked_features: another form of the feature term than ``nets.MaskedFeatures(dhpe.features, images)``, such as
+            one of ``nets.FrozenFeatures``.
+        fused: whether ``ops.refine_*`` do the work. None: where they can, which takes a ``nets.Projector`` of mode
+            "nmr" or "edge", for masks of the images' size, and an h that is not more precise than the hand model.
         **options: the fields of :class:`RefineOptions`.
 
     Raises:
         TypeError: an option is unknown.
-        ValueError: shapes do not fit, or an option is out of range.
+        ValueError: shapes do not fit, an option is out of range, or `fused` asks for what is not possible.
     """
     chosen = RefineOptions(**options)
-    _check(images, h, joints2d_px)
+    _check(images, h, joints2d_px, mask, chosen.weights)
     if chosen.update_joints2d and _refiner(dhpe) is None:
         raise ValueError("update_joints2d: the network has no f_Ref (mesh_estimator.refiner)")
+    given_dtype = h.dtype
     with torch.inference_mode(False), torch.enable_grad(), _in_eval_mode(dhpe.features):
         images, h, joints2d_px = (x.clone() if x.is_inference() else x.detach() for x in (images, h, joints2d_px))
-        objective = Objective.of(dhpe, images, chosen, project)
-        optimizer = _Optimizer(chosen, h)
-        feature = None
-        rows: list[dict[str, Tensor]] = []
-        for t in range(chosen.iterations + 1):
-            h = h.detach().requires_grad_()
-            projection = objective.project(h)
-            at_end = t == chosen.iterations
-            if at_end or t % chosen.feature_interval == 0:
-                feature = objective.feature_term(projection.mask.detach(), with_slope=not at_end)
-            energy = objective.energy(projection, joints2d_px, feature)
-            rows.append({name: value.detach() for name, value in energy.items()})
-            if at_end:
-                break
-            (gradient,) = torch.autograd.grad(energy["total"].sum(), h)
-            h = optimizer.step(h.detach(), gradient)
-            if chosen.update_joints2d:
-                joints2d_px = _refined_joints2d(dhpe, objective, h, joints2d_px)
-    return Refinement(h.detach(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, joints2d_px)
+        path = _path(dhpe, images, h, mask, project or dhpe.project, fused, chosen)
+        if masked_features is None and (chosen.weights.feature > 0 or chosen.update_joints2d):
+            masked_features = MaskedFeatures(dhpe.features, images)
+        update = None
+        if chosen.update_joints2d:
+            update = _UpdateJoints(_refiner(dhpe), masked_features, project or dhpe.project, images.shape[-1])
+        is_finite = h.isfinite()
+        descent, joints2d_px = _descend(path, h.to(path.dtype), joints2d_px, masked_features, update, chosen)
+        not_finite = descent.memory[:, STATUS] == NOT_FINITE
+        diverged = not_finite if update else descent.diverged
+        h = torch.where(diverged[:, None] & (update is None), descent.best_h, descent.h)
+        h = torch.where(is_finite, h, 0) if not_finite.any() else h
+    energies = descent.energies.permute(2, 1, 0)
+    shown = [name for name in TERMS if name in (*PAPER_TERMS, "total") or getattr(chosen.weights, name) > 0]
+    return Refinement(
+        h.to(given_dtype),
+        {name: energies[TERMS.index(name)] for name in shown},
+        joints2d_px,
+        diverged,
+        descent.converged,
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureTerm:
-    """||F(x) - F(m * x)||^2, linearised in m at the mask with which the CNN was run."""
+class _Path(Protocol):
+    """f_Proj and the geometric part of the iterations."""
 
-    value: Tensor
-    """(B,) at that mask"""
-    mask: Tensor
-    """(B, S, S) that mask"""
-    slope: Tensor
-    """(B, S, S) derivative by the mask"""
+    dtype: torch.dtype
+    """of h"""
 
-    def at(
-        self,
-        mask: Tensor,  # (B, S, S)
-    ) -> Tensor:
-        """The term (B,), through which the gradient by the mask is `slope`; exact where the masks are the same."""
-        return self.value + (self.slope * (mask - self.mask)).sum((-2, -1))
+    def mask(self, h: Tensor) -> Tensor:
+        """f_Ren of the mesh of h: (B, S, S), detached."""
 
-
-@dataclass(frozen=True, eq=False)
-class Objective:
-    """The energy of Eq. 11 for a batch of crops, in the parts of which an iteration consists."""
-
-    extract: Callable[[Tensor], Tensor]
-    """F"""
-    project: Callable[[Tensor], ProjectionLike]
-    """f_Proj of the mesh of h"""
-    laplacian: Tensor
-    """(V, V) of the template"""
-    images: Tensor
-    """(B, 3, S, S)"""
-    features: Tensor | None
-    """(B, N) F(x); None where neither the feature term nor f_Ref needs it"""
-    options: RefineOptions
-
-    @classmethod
-    def of(
-        cls,
-        dhpe: Estimator,
-        images: Tensor,  # (B, 3, S, S)
-        options: RefineOptions,
-        project: Callable[[Tensor], ProjectionLike] | None = None,
-    ) -> Objective:
-        """Computes what stays the same in all iterations."""
-        features = None
-        if options.weights.feature > 0 or options.update_joints2d:
-            with torch.no_grad():
-                features = dhpe.features(images)
-        hand = dhpe.hand
-        laplacian = cotangent_laplacian(hand.basis.v_template, hand.faces)
-        return cls(dhpe.features, project or dhpe.project, laplacian, images, features, options)
-
-    def feature_term(
-        self,
-        mask: Tensor,  # (B, S, S) detached
-        *,
-        with_slope: bool = True,
-    ) -> FeatureTerm:
-        """Runs the CNN once, forwards and (unless the slope may be zero) backwards to its input."""
-        if self.options.weights.feature == 0:
-            return FeatureTerm(mask.new_zeros(len(mask)), mask, torch.zeros_like(mask))
-        leaf = mask.clone().requires_grad_(with_slope)
-        with torch.set_grad_enabled(with_slope):
-            features_masked = self.extract(self.images * leaf.to(self.images.dtype)[:, None])
-            value = feature_loss(features_masked, self.features).to(mask.dtype)
-        slope = torch.autograd.grad(value.sum(), leaf)[0] if with_slope else torch.zeros_like(mask)
-        return FeatureTerm(value.detach(), mask, slope)
-
-    def energy(
-        self,
-        projection: ProjectionLike,
-        joints2d_px: Tensor,  # (B, 21, 2)
-        feature: FeatureTerm,
-    ) -> dict[str, Tensor]:
-        """Each term before its weight, and their weighted sum "total": (B,) each, differentiable in the projection."""
-        size, weights = self.images.shape[-1], self.options.weights
-        projected_px = (0.5 * projection.joints[..., :2] + 0.5) * size
-        joints2d_px = joints2d_px.to(projected_px.dtype)
-        valid = joints2d_px.isfinite().all(-1)
-        terms = {
-            "joints": joints2d_refine_loss(projected_px, joints2d_px, valid, size),
-            "feature": feature.at(projection.mask),
-            "laplacian": laplacian_loss(projection.verts, self.laplacian),
-        }
-        factors: dict[str, float | Tensor] = dict(vars(weights))
-        if self.options.feature_tau_px is not None:
-            gate = silhouette_gate(projected_px, joints2d_px, valid, self.options.feature_tau_px)
-            factors["feature"] = weights.feature * gate
-        return terms | {"total": total_loss(terms, factors)}
-
-
-class _Optimizer:
-    """Turns gradients into steps, hand by hand."""
-
-    def __init__(self, options: RefineOptions, h: Tensor) -> None:
-        self._rates = options.step_size * options.block_scales.vector(h)
-        self._adam = options.optimizer == "adam"
-        self._first = torch.zeros_like(h)
-        self._second = torch.zeros_like(h)
-        self._t = 0
-
-    def step(
+    def descend(
         self,
         h: Tensor,  # (B, 63)
-        gradient: Tensor,  # (B, 63)
-    ) -> Tensor:
-        """The next h; the same for hands whose next h is not finite."""
-        direction = self._adam_direction(gradient) if self._adam else gradient
-        moved = h - self._rates * direction
-        return torch.where(moved.isfinite().all(-1, keepdim=True), moved, h)
+        memory: Tensor,  # (B, 195)
+        joints2d_px: Tensor,  # (B, 21, 2)
+        feature: FeatureTerm | None,
+        iterations: int,
+        *,
+        evaluate_end: bool,
+    ) -> Descent:
+        """As ``ops.refine_descend``."""
 
-    def _adam_direction(self, gradient: Tensor) -> Tensor:
-        self._t += 1
-        (beta1, beta2), usable = _ADAM_BETAS, gradient.isfinite().all(-1, keepdim=True)
-        self._first = torch.where(usable, beta1 * self._first + (1 - beta1) * gradient, self._first)
-        self._second = torch.where(usable, beta2 * self._second + (1 - beta2) * gradient.square(), self._second)
-        first, second = self._first / (1 - beta1**self._t), self._second / (1 - beta2**self._t)
-        return torch.where(usable, first / (second.sqrt() + _ADAM_EPS), torch.nan)
+
+def _descend(
+    path: _Path,
+    h: Tensor,  # (B, 63)
+    joints2d_px: Tensor,  # (B, 21, 2)
+    masked_features: FeatureFunction | None,
+    update: _UpdateJoints | None,
+    options: RefineOptions,
+) -> tuple[Descent, Tensor]:
+    """All iterations, in one call wherever neither F nor f_Ref comes between; and j'_2D as used last."""
+    memory, feature, energies = first_memory(h), None, []
+    uses_feature, t = options.weights.feature > 0, 0
+    while True:
+        left, since_feature = options.iterations - t, t % options.feature_interval
+        if uses_feature and (left == 0 or since_feature == 0):
+            feature = feature_term(masked_features, path.mask(h), with_slope=left > 0)
+        steps = left
+        if update is not None:
+            steps = min(left, 1)
+        elif uses_feature:
+            steps = min(left, options.feature_interval - since_feature)
+        is_last = left == 0 or (update is None and not uses_feature)
+        descent = path.descend(h, memory, joints2d_px, feature, steps, evaluate_end=is_last)
+        h, memory, t = descent.h, descent.memory, t + steps
+        energies.append(descent.energies)
+        if is_last:
+            return Descent(h, memory, torch.cat(energies, 1)), joints2d_px
+        if update is not None:
+            joints2d_px = update(h, joints2d_px)
+
+
+class _FusedPath:
+    """By ``ops.refine_*``."""
+
+    def __init__(self, projector: Projector, mask: Tensor | None, options: RefineOptions) -> None:
+        self.dtype = projector.hand.hands_mean.dtype
+        weights = options.weights
+        needs_prior = weights.pose > 0 or weights.limits > 0
+        self._model = refine_model(projector.hand, projector.joint0, with_prior=needs_prior)
+        self._size, self._mode, self._mask = projector.image_size, projector.silhouette_mode, mask
+        self._options = options
+        self._rates = options.step_size * options.block_scales.vector(projector.hand.hands_mean)
+
+    def mask(self, h: Tensor) -> Tensor:
+        return refine_mask(h, self._model, self._size, self._mode)
+
+    def descend(self, h, memory, joints2d_px, feature, iterations, *, evaluate_end) -> Descent:
+        energy = RefineEnergy(
+            self._model,
+            joints2d_px.to(self.dtype),
+            self._size,
+            self._options.weights,
+            self._mode,
+            None if self._mask is None else self._mask.to(self.dtype),
+            feature,
+            self._options.feature_tau_px,
+        )
+        return refine_descend(
+            h,
+            energy,
+            self._rates,
+            iterations,
+            optimizer=self._options.optimizer,
+            tolerance=self._options.tolerance,
+            evaluate_end=evaluate_end,
+            memory=memory,
+        )
+
+
+class _AutogradPath:
+    """By autograd over any f_Proj."""
+
+    def __init__(
+        self,
+        hand: Any,
+        project: Callable[[Tensor], ProjectionLike],
+        image_size: int,
+        mask: Tensor | None,
+        h: Tensor,  # (B, 63)
+        options: RefineOptions,
+    ) -> None:
+        self.dtype = torch.promote_types(h.dtype, torch.float32)
+        dtype = hand.hands_mean.dtype
+        mask = None if mask is None or options.weights.silhouette == 0 else mask.to(dtype)
+        self._objective = Objective.of(
+            hand, image_size, options.weights, mask=mask, feature_tau_px=options.feature_tau_px
+        )
+        self._project, self._options = project, options
+        self._rates = options.step_size * options.block_scales.vector(h.to(self.dtype))
+        self._seen: tuple[Tensor, Tensor, ProjectionLike] | None = None
+
+    def _projection(self, h: Tensor) -> tuple[Tensor, ProjectionLike]:
+        """A leaf with the values of h, and its projection; those of the h seen last are kept."""
+        if self._seen is None or self._seen[0] is not h:
+            leaf = h.detach().requires_grad_()
+            self._seen = h, leaf, self._project(leaf)
+        return self._seen[1:]
+
+    def mask(self, h: Tensor) -> Tensor:
+        return self._projection(h)[1].mask.detach()
+
+    def descend(self, h, memory, joints2d_px, feature, iterations, *, evaluate_end) -> Descent:
+        options, rows = self._options, []
+        for t in range(iterations + evaluate_end):
+            leaf, projection = self._projection(h)
+            energy = self._objective.energy(leaf, projection, joints2d_px, feature)
+            zero = torch.zeros_like(energy["total"])
+            terms = torch.stack([energy.get(name, zero).detach() for name in TERMS], 1)
+            rows.append(terms)
+            is_end = t == iterations
+            memory = noted(
+                memory,
+                h,
+                (terms[:, -1], rank_of(terms, options.weights, options.feature_tau_px)),
+                is_exact=t == 0 or options.weights.feature == 0,
+                tolerance=0.0 if is_end else options.tolerance,
+            )
+            if not is_end:
+                (gradient,) = torch.autograd.grad(energy["total"].sum(), leaf)
+                h, memory = stepped(memory, h, gradient, self._rates, options.optimizer)
+        return Descent(h, memory, torch.stack(rows, 1))
+
+
+def _path(
+    dhpe: Estimator,
+    images: Tensor,  # (B, 3, S, S)
+    h: Tensor,  # (B, 63)
+    mask: Tensor | None,  # (B, S, S)
+    project: Callable[[Tensor], ProjectionLike],
+    fused: bool | None,
+    options: RefineOptions,
+) -> _Path:
+    obstacle = None
+    projector = project.__self__.projector if getattr(project, "__func__", None) is DHPE.project else project
+    if not isinstance(projector, Projector) or type(projector).forward is not Projector.forward:
+        obstacle = "f_Proj is no nets.Projector"
+    elif projector.silhouette_mode not in MODES:
+        obstacle = f"silhouette_mode is {projector.silhouette_mode!r}, not one of {', '.join(map(repr, MODES))}"
+    elif projector.image_size != images.shape[-1]:
+        obstacle = f"masks have {projector.image_size} pixels a side, images {images.shape[-1]}"
+    elif torch.promote_types(h.dtype, projector.hand.hands_mean.dtype) != projector.hand.hands_mean.dtype:
+        obstacle = f"h is {h.dtype}, the hand model {projector.hand.hands_mean.dtype}"
+    if fused and obstacle is not None:
+        raise ValueError(f"fused: not possible, as {obstacle}")
+    if fused is False or obstacle is not None:
+        return _AutogradPath(dhpe.hand, project, images.shape[-1], mask, h, options)
+    return _FusedPath(projector, mask, options)
 
 
 def _refiner(dhpe: Estimator) -> Callable[..., Tensor] | None:
     return getattr(getattr(dhpe, "mesh_estimator", None), "refiner", None)
 
 
-@torch.no_grad()
-def _refined_joints2d(dhpe: Estimator, objective: Objective, h: Tensor, joints2d_px: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _UpdateJoints:
     """j'_2D(t + 1) = f_Ref([j'_2D(t), F(x), h'(t + 1), f_Reg(v')]), in the unit interval inside (Eq. 6)."""
-    size = objective.images.shape[-1]
-    joints_norm = 0.5 * objective.project(h).joints + 0.5
-    return size * _refiner(dhpe)(joints2d_px / size, objective.features, h, joints_norm.to(h.dtype))
+
+    refiner: Callable[..., Tensor]
+    masked_features: FeatureFunction
+    project: Callable[[Tensor], ProjectionLike]
+    size: int
+
+    @torch.no_grad()
+    def __call__(self, h: Tensor, joints2d_px: Tensor) -> Tensor:
+        joints_norm = 0.5 * self.project(h).joints + 0.5
+        features = self.masked_features.features
+        return self.size * self.refiner(joints2d_px / self.size, features, h, joints_norm.to(h.dtype))
 
 
 @contextlib.contextmanager
@@ -370,7 +417,7 @@ def _in_eval_mode(module: Any) -> Iterator[None]:
             part.training = True
 
 
-def _check(images: Tensor, h: Tensor, joints2d_px: Tensor) -> None:
+def _check(images: Tensor, h: Tensor, joints2d_px: Tensor, mask: Tensor | None, weights: EnergyWeights) -> None:
     for name, value in (("images", images), ("h", h), ("joints2d_px", joints2d_px)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
@@ -382,3 +429,12 @@ def _check(images: Tensor, h: Tensor, joints2d_px: Tensor) -> None:
         raise ValueError(f"h: expected ({batch}, {H_SIZE}) for as many images, got {tuple(h.shape)}")
     if joints2d_px.shape != (batch, N_JOINTS_STD, 2):
         raise ValueError(f"joints2d_px: expected ({batch}, {N_JOINTS_STD}, 2), got {tuple(joints2d_px.shape)}")
+    if weights.silhouette > 0 and mask is None:
+        raise ValueError(f"mask: the silhouette term has weight {weights.silhouette}, got no mask")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+        given = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask: expected a floating-point or bool tensor, got {given}")
+    if mask.shape != (batch, *images.shape[2:]):
+        raise ValueError(f"mask: expected {(batch, *images.shape[2:])}, got {tuple(mask.shape)}")
