@@ -228,7 +228,7 @@ def test_opcheck_and_the_callers_tensors(hand, kind):
         *call["state"],
         *call["evidence"],
         list(call["hand"]),
-        [] if mesh is None else [*mesh.basis.tensors, *mesh[1:]],
+        [] if mesh is None else mesh.tensors,
         list(call["weights"]),
         2,
         1e-3,
@@ -276,7 +276,11 @@ BAD_CALLS = {
     "mask dtype": (change("evidence", mask=lambda _: torch.ones(1, 5, 5)), TypeError, "mask: .* torch.float64"),
     "mask without mesh": (without_mesh, ValueError, "mask: .* needs the mesh"),
     "faces": (change("mesh", faces=torch.Tensor.long), TypeError, "faces: expected a tensor of torch.int32"),
-    "columns": (change("mesh", laplacian_column=lambda t: t[1:]), ValueError, "laplacian_column: expected"),
+    "columns": (
+        change("mesh", laplacian=lambda m: m._replace(column=m.column[1:])),
+        ValueError,
+        "laplacian.column: expected",
+    ),
     "weights": (lambda call: {**call, "weights": (1.0,)}, ValueError, "weights: expected 9 numbers, got 1"),
     "sigma": (lambda call: {**call, "weights": (0.0, *call["weights"][1:])}, ValueError, "joint_sigma is 0.0"),
     "iterations": (lambda call: {**call, "iterations": -1}, ValueError, "iterations: expected a whole number >= 0"),
@@ -291,13 +295,17 @@ def test_bad_arguments_are_named(hand, case):
         newton_minimize(**spoil(call_arguments(hand, "mesh")))
 
 
-@pytest.mark.parametrize("name", ["tips", "faces", "laplacian_column", "laplacian_start"])
+@pytest.mark.parametrize("name", ["tips", "faces", "laplacian.column", "laplacian.start"])
 def test_indices_out_of_range_are_refused(hand, name):
     call = call_arguments(hand, "mesh")
-    values = getattr(call["mesh"], name).clone()
+    tensors = call["mesh"].tensors
+    named = dict(zip(("tips", "faces", "laplacian.start", "laplacian.column"), tensors[-5:], strict=False))
+    values = named[name].clone()
     values.view(-1)[-1] = 100_000
+    first, *rest = name.split(".")
+    changed = call["mesh"].laplacian._replace(**{rest[0]: values}) if rest else values
     with pytest.raises(RuntimeError, match=name):
-        newton_minimize(**{**call, "mesh": call["mesh"]._replace(**{name: values})})
+        newton_minimize(**{**call, "mesh": call["mesh"]._replace(**{first: changed})})
 
 
 def test_statuses_are_told_apart(hand):

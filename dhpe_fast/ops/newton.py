@@ -16,6 +16,7 @@ from dhpe_fast.conventions import N_ARTICULATED, N_JOINTS_STD, N_POSE, N_SHAPE
 from dhpe_fast.ops._fake import check_shape
 from dhpe_fast.ops._library import check_kernels
 from dhpe_fast.reference.lbs import LbsBasis
+from dhpe_fast.reference.refine import SparseMatrix
 
 STOPPED, CONVERGED, DIVERGED = range(3)
 """Where a hypothesis stands: it took all its steps or gave up a race, is at a minimum, or never had a finite energy."""
@@ -92,12 +93,13 @@ class NewtonMesh(NamedTuple):
     """(5,) int32 vertices at the tips of index, middle, little, ring and thumb"""
     faces: Tensor
     """(F, 3) int32"""
-    laplacian_start: Tensor
-    """(V + 1,) int32: rows of the Laplacian, which is symmetric and divided by the template's own energy, in ..."""
-    laplacian_column: Tensor
-    """(nnz,) int32 columns"""
-    laplacian_value: Tensor
-    """(nnz,) and values"""
+    laplacian: SparseMatrix
+    """(V, V) symmetric, divided by the template's own energy"""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of the above, in the order of the op."""
+        return [*self.basis.tensors, self.tips, self.faces, *self.laplacian]
 
 
 class NewtonResult(NamedTuple):
@@ -151,12 +153,11 @@ def newton_minimize(
         raise ValueError(f"tolerance: expected a number >= 0, got {tolerance!r}")
     if state.pose.is_cuda and (mesh is not None or race):
         raise ValueError("mesh, race: on CUDA, only the skeleton's energy is minimised, and no hypothesis gives up")
-    mesh_tensors = [] if mesh is None else [*mesh.basis.tensors, *mesh[1:]]
     *parts, energy, steps, status = torch.ops.dhpe_fast.newton_minimize(
         *state,
         *evidence,
         list(hand),
-        mesh_tensors,
+        [] if mesh is None else mesh.tensors,
         [float(weight) for weight in weights],
         iterations,
         float(tolerance),
@@ -186,13 +187,7 @@ def _check_arguments(
     if n_images == 0 or n_hypotheses % n_images != 0:
         raise ValueError(f"pose, joints: {n_hypotheses} hypotheses cannot be shared evenly by {n_images} images")
     if mesh is not None:
-        dtype, n_verts = mesh.basis.v_template.dtype, len(mesh.basis.v_template)
-        _check(mesh.tips, "tips", (5,), torch.int32, state.pose.device)
-        _check(mesh.faces, "faces", (len(mesh.faces), 3), torch.int32, state.pose.device)
-        _check(mesh.laplacian_start, "laplacian_start", (n_verts + 1,), torch.int32, state.pose.device)
-        count = (len(mesh.laplacian_value),)
-        _check(mesh.laplacian_column, "laplacian_column", count, torch.int32, state.pose.device)
-        _check(mesh.laplacian_value, "laplacian_value", count, dtype, state.pose.device)
+        _check_mesh(mesh, state.pose.device)
     if evidence.mask is not None:
         if mesh is None:
             raise ValueError("mask: a silhouette needs the mesh, which is None")
@@ -205,6 +200,18 @@ def _check_arguments(
             raise ValueError(
                 f"weights: {name} is {weight!r}, expected a finite number {'>' if name in _DIVISORS else '>='} 0"
             )
+
+
+def _check_mesh(mesh: NewtonMesh, device: torch.device) -> None:
+    template, entries = mesh.basis.v_template, (len(mesh.laplacian.value),)
+    for name, tensor, shape, dtype in (
+        ("tips", mesh.tips, (5,), torch.int32),
+        ("faces", mesh.faces, (len(mesh.faces), 3), torch.int32),
+        ("laplacian.start", mesh.laplacian.start, (len(template) + 1,), torch.int32),
+        ("laplacian.column", mesh.laplacian.column, entries, torch.int32),
+        ("laplacian.value", mesh.laplacian.value, entries, template.dtype),
+    ):
+        _check(tensor, name, shape, dtype, device)
 
 
 def _state_shapes(n: int) -> dict[str, tuple[int, ...]]:

@@ -31,6 +31,7 @@ from dhpe_fast.ops.newton import (
     NewtonState,
     newton_minimize,
 )
+from dhpe_fast.ops.refine import SparseMatrix
 from dhpe_fast.projection import CropCamera, PerspectiveCrop, ScaledOrthographic
 from dhpe_fast.rotation import axis_angle_to_matrix, cross_matrix
 
@@ -417,7 +418,5 @@ def _newton_hand(rest: RestSkeleton, prior: PosePrior) -> NewtonHand:
 
 
 def _newton_mesh(model: HandModel, laplacian: Tensor) -> NewtonMesh:
-    rows, columns = laplacian.nonzero(as_tuple=True)
-    start = torch.nn.functional.pad(rows.bincount(minlength=len(laplacian)).cumsum(0), (1, 0))
-    tips = torch.tensor([model.tip_ids[finger] for finger in TIP_OF_CHAIN], dtype=torch.int32, device=rows.device)
-    return NewtonMesh(model.basis, tips, model.faces, start.int(), columns.int(), laplacian[rows, columns])
+    tips = torch.tensor([model.tip_ids[finger] for finger in TIP_OF_CHAIN], dtype=torch.int32)
+    return NewtonMesh(model.basis, tips.to(model.faces.device), model.faces, SparseMatrix.of(laplacian))
