@@ -198,6 +198,7 @@ class VideoFit(Iterator[FrameFit]):
                 warnings.warn(fault, RuntimeWarning, stacklevel=2)
             raise StopIteration
         index, time_s = self._read, self._read / self.fps
+        self._read += 1
         try:
             image = self._checked(image)
             clock.lap("read")
@@ -207,7 +208,6 @@ class VideoFit(Iterator[FrameFit]):
                 tracked, faults = self._tracker.step(image.shape[:2], hands, time_s, clock)
         except (ValueError, TypeError) as error:
             raise type(error)(f"frame {index}: {error}") from error
-        self._read += 1
         self._meter.add(tracked)
         return FrameFit(index, time_s, image, tuple(tracked), tuple(faults))
 

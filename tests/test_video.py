@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,16 @@ def test_a_sudden_other_pose_is_searched():
     last = fitted(keypoints, smooth=None)[2]
     assert ids([last]) == [[0]]
     assert last.hands[0].fit.residuals["joints2d_box"] < 3 * alone.residuals["joints2d_box"] + 0.01
+
+
+def test_the_page_on_video_has_the_parameters_of_the_code():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "video.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    for name, cutoff, beta in rows:
+        parameters = getattr(Smoothing(), name)
+        assert (parameters.min_cutoff_hz, parameters.beta) == (float(cutoff), float(beta))
+    assert len(rows) == 4
+    assert Tracking() == Tracking(max_distance=0.75, side_penalty=0.25, resume_s=0.5)
 
 
 # --- Frames ------------------------------------------------------------------------------------------------------
