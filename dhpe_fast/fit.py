@@ -75,6 +75,11 @@ def fit(
 ) -> HandFit | list[HandFit]:
     """Recovers the dense 3D hand, or hands, of one RGB image.
 
+    The solver is Levenberg-Marquardt (:mod:`dhpe_fast.refinement.gauss_newton`) on 2D joints, natural poses, ranges of
+    motion, the mesh's Laplacian and, where there is one, the mask: from ten views of typical poses on the skeleton,
+    then from the best three of these on the mesh. On the CPU all of it is compiled and runs on one thread; on CUDA the
+    first part is compiled, and the second runs as tensors.
+
     Args:
         image: RGB array (H, W, 3) uint8, a path, or a tensor; :func:`dhpe_fast.image.read_image` says what else.
         keypoints: 2D joints in pixels of the image, (21, 2), (21, 3) with confidences, or (N, 21, 2 | 3) for N hands.

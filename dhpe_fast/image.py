@@ -83,10 +83,11 @@ def _decode(file: Path) -> np.ndarray:
         raise ImageFileError(f"{file}: cannot be read: {error.strerror}") from error
     if data.size == 0:
         raise ImageFileError(f"{file}: the file is empty")
+    is_jpeg = data[:3].tobytes() == b"\xff\xd8\xff"
     try:
-        # Only this mode keeps alpha, and only the other one turns the picture by its EXIF orientation.
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if image is not None and (image.ndim == 2 or image.shape[2] != 4):
+        # Only this mode keeps alpha, which JPEG has not; only the other one turns the picture by its EXIF orientation.
+        image = None if is_jpeg else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if is_jpeg or (image is not None and (image.ndim == 2 or image.shape[2] != 4)):
             image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise ImageFileError(f"{file}: cannot be decoded: {error.err or error}") from error
@@ -94,6 +95,8 @@ def _decode(file: Path) -> np.ndarray:
         raise ImageFileError(f"{file}: is truncated, or not an image of a format that OpenCV reads")
     if image.ndim == 2:
         return image[..., None]
+    if image.shape[2] in (3, 4):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     return image[..., [2, 1, 0, *range(3, image.shape[2])]]
 
 

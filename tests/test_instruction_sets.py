@@ -16,6 +16,8 @@ import sys, torch
 from dhpe_fast import ops
 from dhpe_fast.ops import _library
 from meshes import soup, sphere
+from newton_cases import CAMERAS, default_hand, make_evidence, make_state
+from dhpe_fast.refinement.gauss_newton import Objective, minimize
 from test_lbs import make_basis, make_parameters
 
 answers = {"isa": _library.build.cpu_isa()}
@@ -50,6 +52,18 @@ for dtype in (torch.float32, torch.float64):
     take(f"interpolate {dtype}", [ops.interpolate(colors, faces, seen)], (colors, verts))
     image = torch.rand(90, 77, 3, dtype=dtype)
     take(f"visibility {dtype}", [ops.visibility_gradient(image, seen.face_index, verts, faces)], (verts,))
+camera, cam = CAMERAS["orthographic"]
+for dtype in (torch.float32, torch.float64):
+    hand = default_hand(dtype)
+    torch.manual_seed(0)
+    state = make_state(hand, cam, 3)
+    mask = (torch.arange(48) < 30).to(dtype).repeat(48, 1)
+    evidence = make_evidence(0.3 * torch.randn(21, 2, dtype=torch.float64), mask)
+    for use_mesh in (False, True):
+        objective = Objective(hand.model, hand.constants, evidence, camera, use_mesh=use_mesh)
+        found = minimize(objective, state, iterations=2)
+        precision = dtype if use_mesh else torch.float64  # mesh terms come in the model's
+        answers[f"newton {dtype} {use_mesh}"] = [found.energy.to(precision), found.state.pose.to(precision)]
 torch.save(answers, sys.argv[1])
 """
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
