@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/simd.h"
+#include "lbs/lbs.h"
 #include "raster/raster.h"
 
 STABLE_TORCH_LIBRARY(dhpe_fast, m) {
@@ -35,8 +36,8 @@ STABLE_TORCH_LIBRARY(dhpe_fast, m) {
       "bool deterministic) -> Tensor");
   m.def("interpolate(Tensor attributes, Tensor faces, Tensor face_index, Tensor bary) -> Tensor");
   m.def(
-      "_interpolate_backward(Tensor grad, Tensor attributes, Tensor faces, Tensor face_index, Tensor bary) "
-      "-> (Tensor grad_attributes, Tensor grad_bary)");
+      "_interpolate_backward(Tensor grad, Tensor attributes, Tensor faces, Tensor face_index, Tensor bary, "
+      "bool of_attributes, bool of_bary) -> (Tensor grad_attributes, Tensor grad_bary)");
   m.def("visibility_gradient(Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, float eps) -> Tensor");
   m.def(
       "_visibility_gradient_backward(Tensor grad, Tensor image, Tensor face_index, Tensor verts_px, Tensor faces, "
@@ -107,6 +108,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_built") = DHPE_CUDA_BUILT != 0;
   m.attr("cuda_archs") = DHPE_CUDA_ARCHS;
   m.attr("max_image_size") = dhpe::kMaxImageSize;
+  m.attr("max_joints") = dhpe::kMaxJoints;
+  m.attr("max_coeffs") = dhpe::kMaxCoeffs;
   m.attr("max_coordinate_px") = dhpe::kMaxCoordinatePx;
   m.attr("max_depth") = dhpe::kMaxDepth;
   m.attr("min_z_near") = dhpe::kMinNear;

@@ -145,7 +145,7 @@ def test_the_ordered_gradient_is_the_kernels(dtype, change):
         faces[int(face_index[0, 10, 12]), 1] = -1 if change == "vertex -1" else n_verts
     grad = torch.randn(2, 20, 24, 3, dtype=dtype)
     kernel, _ = torch.ops.dhpe_fast._interpolate_backward(
-        grad, torch.randn(2, n_verts, 3, dtype=dtype), faces, face_index, seen.bary
+        grad, torch.randn(2, n_verts, 3, dtype=dtype), faces, face_index, seen.bary, True, False
     )
     ordered = _ordered_gradient(grad, n_verts, faces, face_index, seen.bary)
     torch.testing.assert_close(ordered, kernel, **TOLERANCE[dtype])
@@ -224,8 +224,42 @@ def test_opcheck(device, dtype, shared, requires_grad):
     bary.requires_grad_(requires_grad)
     torch.library.opcheck(torch.ops.dhpe_fast.interpolate.default, (values, faces, face_index, bary))
     if not requires_grad:
-        arguments = (torch.randn(2, 20, 24, 3, dtype=dtype, device=device), values, faces, face_index, bary)
-        torch.library.opcheck(torch.ops.dhpe_fast._interpolate_backward.default, arguments)
+        grad = torch.randn(2, 20, 24, 3, dtype=dtype, device=device)
+        for wanted in ((True, True), (True, False), (False, True)):
+            arguments = (grad, values, faces, face_index, bary, *wanted)
+            torch.library.opcheck(torch.ops.dhpe_fast._interpolate_backward.default, arguments)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["attributes", "bary"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_the_gradient_that_is_asked_for_is_computed(device, dtype, wanted, deterministic):
+    verts, faces, seen = rendered(dtype, (2,))
+    values = torch.randn(verts.shape[-2], 3, dtype=dtype)
+    arguments = values.to(device), faces.to(device), ops.Fragments(*(t.to(device) for t in seen))
+
+    def gradients(*wanted: bool) -> list[torch.Tensor | None]:
+        leaves = arguments[0].clone().requires_grad_(wanted[0]), arguments[2].bary.clone().requires_grad_(wanted[1])
+        ops.interpolate(leaves[0], arguments[1], arguments[2]._replace(bary=leaves[1])).square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        both, one = gradients(True, True), gradients(*wanted)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for found, expected, is_wanted in zip(one, both, wanted, strict=True):
+        assert (found is not None) == is_wanted
+        if is_wanted:
+            torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    kernel = torch.ops.dhpe_fast._interpolate_backward(
+        torch.randn(2, 20, 24, 3, dtype=dtype, device=device),
+        arguments[0][None],
+        arguments[1],
+        arguments[2].face_index,
+        arguments[2].bary,
+        *wanted,
+    )
+    assert [t.numel() > 0 for t in kernel] == list(wanted)
 
 
 def test_double_backward_is_refused_by_name():
@@ -258,3 +292,10 @@ def test_errors_name_the_argument(change, error, message):
     for implementation in (ops.interpolate, reference.interpolate):
         with pytest.raises(error, match=message):
             implementation(attributes, change.get("faces", torch.tensor([[0, 1, 2]])), seen)
+
+
+def test_fragments_are_what_the_rasterizer_returns():
+    parts = (torch.zeros(4, 4, dtype=torch.int32), torch.zeros(4, 4, 3), torch.zeros(4, 4))
+    for function in (ops.interpolate, reference.interpolate):
+        with pytest.raises(TypeError, match="fragments must be what rasterize returned, Fragments, got tuple"):
+            function(torch.zeros(3, 2), torch.tensor([[0, 1, 2]]), parts)

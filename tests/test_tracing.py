@@ -1,6 +1,6 @@
 """What torch.compile relies on: fake kernels that know strides and shapes of the real ones, for every op on meshes.
 
-Those of lbs are in test_lbs.py.
+Those of lbs are in test_lbs.py, but for what the kernels of all ops refuse alike.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from meshes import sphere
 
 from dhpe_fast import ops
+from dhpe_fast.hand import HandModel
 
 HEIGHT, WIDTH = 12, 14
 
@@ -47,7 +48,7 @@ def kernel_calls(device="cpu") -> dict[str, tuple]:
         "silhouette_soft": (*options, 1.0),
         "_silhouette_soft_backward": (depth, depth, verts, faces, None, True, 1.0, True),
         "interpolate": (verts, faces, index, bary),
-        "_interpolate_backward": (image, verts, faces, index, bary),
+        "_interpolate_backward": (image, verts, faces, index, bary, True, True),
         "visibility_gradient": (image, index, verts, faces, 1e-4),
         "_visibility_gradient_backward": (image, image, index, verts, faces, 1e-4, True),
     }
@@ -120,6 +121,19 @@ def test_a_trace_is_refused_the_shapes_that_the_kernel_refuses(kernel):
             wrong[position] = wrong[position][..., :-1]
             with pytest.raises(RuntimeError, match=rf"{kernel}: {name} has shape|{kernel}: .* has shape"):
                 function(*wrong)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "lbs", "_lbs_backward"])
+def test_a_number_in_place_of_a_tensor_is_refused_by_name(kernel):
+    basis = HandModel.default().basis.tensors
+    pose, betas, verts_m = torch.zeros(1, 16, 3), torch.zeros(1, 10), torch.zeros(1, 778, 3)
+    hands = {"lbs": (pose, betas, *basis), "_lbs_backward": (verts_m, pose, verts_m, pose, betas, *basis)}
+    arguments = (hands | kernel_calls())[kernel]
+    for position, value in enumerate(arguments):
+        if isinstance(value, torch.Tensor):
+            wrong = (*arguments[:position], value.new_zeros(()), *arguments[position + 1 :])
+            with pytest.raises(RuntimeError, match=rf"{kernel}: .* has shape|{kernel}: image_size 0 x 0"):
+                getattr(torch.ops.dhpe_fast, kernel)(*wrong)
 
 
 @pytest.mark.parametrize("side", ["height", "width"])

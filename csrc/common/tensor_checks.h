@@ -32,6 +32,10 @@ inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
                     [](int64_t is, int64_t wanted) { return wanted < 0 || is == wanted; });
 }
 
+// The extent of an axis, and 0 where the tensor has no such axis: for checks to compare with before one of them refuses
+// the number of axes. Tensor::size would throw there, and name nothing.
+inline int64_t extent(const Tensor& t, int64_t axis) { return axis < t.dim() ? t.size(axis) : 0; }
+
 // -1 in `shape` accepts any extent. Throws unless `t` lies on the device and has the dtype of `like`.
 inline void check_tensor(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                          ScalarType dtype, const Tensor& like) {

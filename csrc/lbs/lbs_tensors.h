@@ -17,10 +17,12 @@ struct LbsModelTensors {
                   Tensor skin_weights_, Tensor parents_) {
     check_floating(op, "pose", pose);
     const ScalarType dtype = pose.scalar_type();
-    const int64_t V = v_template_.size(0), J = parents_.size(0), S = shapedirs_.size(0), K = skin_joints_.size(-1);
+    check_tensor(op, "parents", parents_, {-1}, ScalarType::Int, pose);
+    const int64_t V = extent(v_template_, 0), J = parents_.size(0), S = extent(shapedirs_, 0);
+    const int64_t K = extent(skin_joints_, 1);
     STD_TORCH_CHECK(J >= 1 && J <= kMaxJoints, op, ": ", J, " joints given, 1 to ", kMaxJoints, " accepted");
     STD_TORCH_CHECK(S + 9 * (J - 1) <= kMaxCoeffs, op, ": ", S, " shape directions are too many");
-    const int64_t B = pose.size(0);
+    const int64_t B = extent(pose, 0);
     if (pose.dim() == 4)
       check_tensor(op, "pose", pose, {B, J, 3, 3}, dtype, pose);
     else
@@ -33,7 +35,6 @@ struct LbsModelTensors {
     check_tensor(op, "joint_shapedirs", joint_shapedirs_, {S, J, 3}, dtype, pose);
     check_tensor(op, "skin_joints", skin_joints_, {V, K}, ScalarType::Int, pose);
     check_tensor(op, "skin_weights", skin_weights_, {V, K}, dtype, pose);
-    check_tensor(op, "parents", parents_, {J}, ScalarType::Int, pose);
     v_template = dense(v_template_);
     shapedirs = dense(shapedirs_);
     posedirs = dense(posedirs_);

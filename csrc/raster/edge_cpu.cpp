@@ -48,7 +48,7 @@ Tensor silhouette_edge_backward_cpu(Tensor grad_mask, Tensor verts_px, Tensor fa
                                     bool fill_back, bool deterministic) {
   (void)deterministic;  // one thread per image adds up in a fixed order
   const char* op = "_silhouette_edge_backward";
-  const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
+  const RasterMeshTensors mesh(op, verts_px, faces, extent(grad_mask, 1), extent(grad_mask, 2));
   const int64_t B = verts_px.size(0);
   check_tensor(op, "grad_mask", grad_mask, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   grad_mask = torch::stable::contiguous(grad_mask);

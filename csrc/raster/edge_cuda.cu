@@ -316,7 +316,7 @@ Tensor silhouette_edge_cuda(Tensor verts_px, Tensor faces, int64_t height, int64
 Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor faces, std::optional<double> z_near,
                                      bool fill_back, bool deterministic) {
   const char* op = "_silhouette_edge_backward";
-  const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
+  const RasterMeshTensors mesh(op, verts_px, faces, extent(grad_mask, 1), extent(grad_mask, 2));
   const int64_t B = verts_px.size(0), F = mesh.faces.size(0), V = verts_px.size(1);
   check_tensor(op, "grad_mask", grad_mask, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   const torch::stable::accelerator::DeviceGuard guard(verts_px.get_device_index());

@@ -21,8 +21,8 @@ template <typename T>
 struct InterpolationBackward {
   Interpolation<T> forward;
   const T* grad;       // (B, H, W, C)
-  T* grad_attributes;  // (B, V, C), also where the attributes are common
-  T* grad_bary;        // (B, H, W, 3)
+  T* grad_attributes;  // (B, V, C), also where the attributes are common; null where nobody asks
+  T* grad_bary;        // (B, H, W, 3), or null
 };
 
 }  // namespace dhpe

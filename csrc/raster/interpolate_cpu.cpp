@@ -30,10 +30,11 @@ void interpolate_backward_image(const InterpolationBackward<T>& b, int64_t image
   const Interpolation<T>& p = b.forward;
   const int64_t C = kChannels ? kChannels : p.n_channels;
   const T* attributes = p.attributes + image * p.attribute_stride;
-  T* grad_attributes = b.grad_attributes + image * p.n_verts * C;
-  std::fill_n(grad_attributes, p.n_verts * C, T(0));
+  T* grad_attributes = b.grad_attributes ? b.grad_attributes + image * p.n_verts * C : nullptr;
+  if (grad_attributes) std::fill_n(grad_attributes, p.n_verts * C, T(0));
+  T nobody_asks[3];
   for (int64_t i = image * p.pixels; i < (image + 1) * p.pixels; ++i) {
-    T* grad_bary = b.grad_bary + 3 * i;
+    T* grad_bary = b.grad_bary ? b.grad_bary + 3 * i : nobody_asks;
     grad_bary[0] = grad_bary[1] = grad_bary[2] = T(0);
     int64_t offset[3];
     if (!corner_offsets(p, i, offset)) continue;
@@ -43,7 +44,7 @@ void interpolate_backward_image(const InterpolationBackward<T>& b, int64_t image
       T dot = T(0);
       for (int64_t c = 0; c < C; ++c) {
         dot += grad[c] * attributes[offset[k] + c];
-        grad_attributes[offset[k] + c] += grad[c] * bary[k];
+        if (grad_attributes) grad_attributes[offset[k] + c] += grad[c] * bary[k];
       }
       grad_bary[k] = dot;
     }
@@ -77,17 +78,16 @@ Tensor interpolate_cpu(Tensor attributes, Tensor faces, Tensor face_index, Tenso
 }
 
 std::tuple<Tensor, Tensor> interpolate_backward_cpu(Tensor grad, Tensor attributes, Tensor faces, Tensor face_index,
-                                                    Tensor bary) {
+                                                    Tensor bary, bool of_attributes, bool of_bary) {
   const InterpolationTensors in("_interpolate_backward", attributes, faces, face_index, bary);
   const int64_t B = in.batch(), H = in.height(), W = in.width(), C = in.channels();
   check_tensor("_interpolate_backward", "grad", grad, {B, H, W, C}, in.attributes.scalar_type(), in.attributes);
   grad = torch::stable::contiguous(grad);
-  Tensor grad_attributes = torch::stable::new_empty(in.attributes, {B, in.attributes.size(1), C});
-  Tensor grad_bary = torch::stable::new_empty(in.attributes, {B, H, W, 3});
+  Tensor grad_attributes = in.new_attribute_gradient(of_attributes), grad_bary = in.new_bary_gradient(of_bary);
   DHPE_DISPATCH_FLOATING(in.attributes, [&] {
     const InterpolationBackward<scalar_t> b = {in.arguments<scalar_t>(), grad.const_data_ptr<scalar_t>(),
-                                               grad_attributes.mutable_data_ptr<scalar_t>(),
-                                               grad_bary.mutable_data_ptr<scalar_t>()};
+                                               of_attributes ? grad_attributes.mutable_data_ptr<scalar_t>() : nullptr,
+                                               of_bary ? grad_bary.mutable_data_ptr<scalar_t>() : nullptr};
     with_channels(C, [&]<int kChannels>() {
       torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
         for (int64_t image = begin; image < end; ++image) interpolate_backward_image<kChannels>(b, image);

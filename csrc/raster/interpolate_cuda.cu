@@ -39,15 +39,15 @@ __global__ void interpolate_backward_kernel(InterpolationBackward<T> b) {
     int64_t offset[3];
     const bool covered = corner_offsets(p, i, offset);
     const T* attributes = p.attributes + image * p.attribute_stride;
-    T* grad_attributes = b.grad_attributes + image * p.n_verts * C;
+    T* grad_attributes = b.grad_attributes ? b.grad_attributes + image * p.n_verts * C : nullptr;
     for (int k = 0; k < 3; ++k) {
       T dot = T(0);
       for (int64_t c = 0; covered && c < C; ++c) {
         const T g = b.grad[i * C + c];
         dot += g * attributes[offset[k] + c];
-        atomicAdd(grad_attributes + offset[k] + c, g * p.bary[3 * i + k]);
+        if (grad_attributes) atomicAdd(grad_attributes + offset[k] + c, g * p.bary[3 * i + k]);
       }
-      b.grad_bary[3 * i + k] = dot;
+      if (b.grad_bary) b.grad_bary[3 * i + k] = dot;
     }
   }
 }
@@ -66,21 +66,21 @@ Tensor interpolate_cuda(Tensor attributes, Tensor faces, Tensor face_index, Tens
 }
 
 std::tuple<Tensor, Tensor> interpolate_backward_cuda(Tensor grad, Tensor attributes, Tensor faces, Tensor face_index,
-                                                     Tensor bary) {
+                                                     Tensor bary, bool of_attributes, bool of_bary) {
   const InterpolationTensors in("_interpolate_backward", attributes, faces, face_index, bary);
   const int64_t B = in.batch(), H = in.height(), W = in.width(), C = in.channels();
   check_tensor("_interpolate_backward", "grad", grad, {B, H, W, C}, in.attributes.scalar_type(), in.attributes);
   const torch::stable::accelerator::DeviceGuard guard(in.attributes.get_device_index());
   const cudaStream_t stream = current_stream(in.attributes);
   grad = torch::stable::contiguous(grad);
-  Tensor grad_attributes = torch::stable::new_empty(in.attributes, {B, in.attributes.size(1), C});
-  Tensor grad_bary = torch::stable::new_empty(in.attributes, {B, H, W, 3});
+  Tensor grad_attributes = in.new_attribute_gradient(of_attributes), grad_bary = in.new_bary_gradient(of_bary);
   DHPE_DISPATCH_FLOATING(in.attributes, [&] {
     const InterpolationBackward<scalar_t> b = {in.arguments<scalar_t>(), grad.const_data_ptr<scalar_t>(),
-                                               grad_attributes.mutable_data_ptr<scalar_t>(),
-                                               grad_bary.mutable_data_ptr<scalar_t>()};
-    STD_CUDA_CHECK(cudaMemsetAsync(b.grad_attributes, 0, grad_attributes.numel() * sizeof(scalar_t), stream));
-    if (grad_bary.numel() == 0) return;
+                                               of_attributes ? grad_attributes.mutable_data_ptr<scalar_t>() : nullptr,
+                                               of_bary ? grad_bary.mutable_data_ptr<scalar_t>() : nullptr};
+    if (of_attributes)
+      STD_CUDA_CHECK(cudaMemsetAsync(b.grad_attributes, 0, grad_attributes.numel() * sizeof(scalar_t), stream));
+    if (B * H * W == 0 || !(of_attributes || of_bary)) return;
     interpolate_backward_kernel<scalar_t><<<blocks_for(B * H * W), kThreads, 0, stream>>>(b);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });

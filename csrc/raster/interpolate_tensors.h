@@ -20,7 +20,7 @@ struct InterpolationTensors {
     check_floating(op, "attributes", attributes);
     check_tensor(op, "face_index", face_index, {-1, -1, -1}, ScalarType::Int, attributes);
     const int64_t B = face_index.size(0), H = face_index.size(1), W = face_index.size(2);
-    check_tensor(op, "attributes", attributes, {attributes.size(0) == 1 ? 1 : B, -1, -1}, attributes.scalar_type(),
+    check_tensor(op, "attributes", attributes, {extent(attributes, 0) == 1 ? 1 : B, -1, -1}, attributes.scalar_type(),
                  attributes);
     check_tensor(op, "bary", bary, {B, H, W, 3}, attributes.scalar_type(), attributes);
     const bool is_long = faces.scalar_type() == ScalarType::Long;
@@ -36,6 +36,14 @@ struct InterpolationTensors {
   int64_t height() const { return face_index.size(1); }
   int64_t width() const { return face_index.size(2); }
   int64_t channels() const { return attributes.size(2); }
+
+  // Those of the backward pass, uninitialised; without an image where nobody asks for them.
+  Tensor new_attribute_gradient(bool is_wanted) const {
+    return torch::stable::new_empty(attributes, {is_wanted ? batch() : 0, attributes.size(1), channels()});
+  }
+  Tensor new_bary_gradient(bool is_wanted) const {
+    return torch::stable::new_empty(attributes, {is_wanted ? batch() : 0, height(), width(), 3});
+  }
 
   template <typename T>
   Interpolation<T> arguments() const {

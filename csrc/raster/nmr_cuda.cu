@@ -155,7 +155,8 @@ struct PullTensors {
 
 Tensor silhouette_nmr_backward_cuda(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
                                     bool deterministic) {
-  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, extent(face_index, 1),
+                               extent(face_index, 2));
   const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width, F = mesh.faces.size(0);
   check_tensor("_silhouette_nmr_backward", "grad_mask", grad_mask, {B, H, W}, verts_px.scalar_type(), verts_px);
   check_tensor("_silhouette_nmr_backward", "face_index", face_index, {B, H, W}, ScalarType::Int, verts_px);

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> rasterize_cpu(Tensor verts_px, Tensor faces, 
 Tensor rasterize_backward_cpu(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces,
                               bool perspective, std::optional<double> z_near, bool cull_backfaces, bool deterministic) {
   (void)deterministic;  // one thread per image adds up in a fixed order
-  const RasterMeshTensors mesh("_rasterize_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const RasterMeshTensors mesh("_rasterize_backward", verts_px, faces, extent(face_index, 1), extent(face_index, 2));
   const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
   check_tensor("_rasterize_backward", "grad_bary", grad_bary, {B, H, W, 3}, verts_px.scalar_type(), verts_px);
   check_tensor("_rasterize_backward", "grad_depth", grad_depth, {B, H, W}, verts_px.scalar_type(), verts_px);
@@ -83,7 +83,8 @@ std::tuple<Tensor, Tensor> silhouette_nmr_cpu(Tensor verts_px, Tensor faces, int
 Tensor silhouette_nmr_backward_cpu(Tensor grad_mask, Tensor face_index, Tensor verts_px, Tensor faces, double eps,
                                    bool deterministic) {
   (void)deterministic;  // one thread per image adds up in a fixed order
-  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const RasterMeshTensors mesh("_silhouette_nmr_backward", verts_px, faces, extent(face_index, 1),
+                               extent(face_index, 2));
   const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
   check_tensor("_silhouette_nmr_backward", "grad_mask", grad_mask, {B, H, W}, verts_px.scalar_type(), verts_px);
   check_tensor("_silhouette_nmr_backward", "face_index", face_index, {B, H, W}, ScalarType::Int, verts_px);

@@ -166,7 +166,7 @@ namespace {
 Tensor rasterize_backward_cuda(Tensor grad_bary, Tensor grad_depth, Tensor face_index, Tensor verts_px, Tensor faces,
                                bool perspective, std::optional<double> z_near, bool cull_backfaces,
                                bool deterministic) {
-  const RasterMeshTensors mesh("_rasterize_backward", verts_px, faces, face_index.size(1), face_index.size(2));
+  const RasterMeshTensors mesh("_rasterize_backward", verts_px, faces, extent(face_index, 1), extent(face_index, 2));
   const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
   check_tensor("_rasterize_backward", "grad_bary", grad_bary, {B, H, W, 3}, verts_px.scalar_type(), verts_px);
   check_tensor("_rasterize_backward", "grad_depth", grad_depth, {B, H, W}, verts_px.scalar_type(), verts_px);

@@ -50,7 +50,7 @@ Tensor silhouette_soft_backward_cpu(Tensor grad_mask, Tensor missed, Tensor vert
                                     std::optional<double> z_near, bool fill_back, double sigma, bool deterministic) {
   (void)deterministic;  // one thread per image adds up in a fixed order
   const char* op = "_silhouette_soft_backward";
-  const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
+  const RasterMeshTensors mesh(op, verts_px, faces, extent(grad_mask, 1), extent(grad_mask, 2));
   const int64_t B = verts_px.size(0), H = mesh.height, W = mesh.width;
   check_tensor(op, "grad_mask", grad_mask, {B, H, W}, verts_px.scalar_type(), verts_px);
   check_tensor(op, "missed", missed, {B, H, W}, verts_px.scalar_type(), verts_px);

@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> silhouette_soft_cuda(Tensor verts_px, Tensor faces, i
 Tensor silhouette_soft_backward_cuda(Tensor grad_mask, Tensor missed, Tensor verts_px, Tensor faces,
                                      std::optional<double> z_near, bool fill_back, double sigma, bool deterministic) {
   const char* op = "_silhouette_soft_backward";
-  const RasterMeshTensors mesh(op, verts_px, faces, grad_mask.size(1), grad_mask.size(2));
+  const RasterMeshTensors mesh(op, verts_px, faces, extent(grad_mask, 1), extent(grad_mask, 2));
   const int64_t B = verts_px.size(0);
   check_tensor(op, "grad_mask", grad_mask, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);
   check_tensor(op, "missed", missed, {B, mesh.height, mesh.width}, verts_px.scalar_type(), verts_px);

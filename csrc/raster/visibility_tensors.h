@@ -13,11 +13,11 @@ struct VisibilityTensors {
 
   VisibilityTensors(const char* op, const Tensor& grad_, const Tensor& image_, const Tensor& face_index_,
                     const Tensor& verts_px, const Tensor& faces)
-      : mesh(op, verts_px, faces, image_.dim() == 4 ? image_.size(1) : 0, image_.dim() == 4 ? image_.size(2) : 0),
+      : mesh(op, verts_px, faces, extent(image_, 1), extent(image_, 2)),
         grad(grad_),
         image(image_),
         face_index(face_index_) {
-    const int64_t B = verts_px.size(0), C = channels();
+    const int64_t B = verts_px.size(0), C = extent(image_, 3);
     check_tensor(op, "image", image, {B, mesh.height, mesh.width, C}, verts_px.scalar_type(), verts_px);
     check_tensor(op, "grad", grad, {B, mesh.height, mesh.width, C}, verts_px.scalar_type(), verts_px);
     check_tensor(op, "face_index", face_index, {B, mesh.height, mesh.width}, ScalarType::Int, verts_px);

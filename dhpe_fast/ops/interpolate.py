@@ -70,10 +70,12 @@ def _interpolate_fake(attributes, faces, face_index, bary):
 
 
 @torch.library.register_fake("dhpe_fast::_interpolate_backward")
-def _interpolate_backward_fake(grad, attributes, faces, face_index, bary):
+def _interpolate_backward_fake(grad, attributes, faces, face_index, bary, of_attributes, of_bary):
     _check_shapes("_interpolate_backward", attributes, faces, face_index, bary)
     check_shape("_interpolate_backward", "grad", grad, (*face_index.shape, attributes.shape[-1]))
-    return attributes.new_empty(face_index.shape[0], *attributes.shape[1:]), bary.new_empty(bary.shape)
+    n_images = face_index.shape[0]
+    grad_attributes = attributes.new_empty(n_images if of_attributes else 0, *attributes.shape[1:])
+    return grad_attributes, bary.new_empty(n_images if of_bary else 0, *bary.shape[1:])
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -82,13 +84,17 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     attributes, faces, face_index, bary = ctx.saved_tensors
-    grad_attributes, grad_bary = torch.ops.dhpe_fast._interpolate_backward(grad, *ctx.saved_tensors)
-    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        # The kernel adds up by atomics, in any order; torch has an ordered addition.
+    of_attributes, _, _, of_bary = ctx.needs_input_grad
+    # The kernel adds up by atomics, in any order; torch has an ordered addition.
+    in_order = grad.is_cuda and torch.are_deterministic_algorithms_enabled()
+    grad_attributes, grad_bary = torch.ops.dhpe_fast._interpolate_backward(
+        grad, *ctx.saved_tensors, of_attributes and not in_order, of_bary
+    )
+    if of_attributes and in_order:
         grad_attributes = _ordered_gradient(grad, attributes.shape[1], faces, face_index, bary)
-    if attributes.shape[0] == 1:
+    if of_attributes and attributes.shape[0] == 1:
         grad_attributes = grad_attributes.sum(0, keepdim=True)
-    return grad_attributes, None, None, grad_bary
+    return grad_attributes if of_attributes else None, None, None, grad_bary if of_bary else None
 
 
 def _ordered_gradient(

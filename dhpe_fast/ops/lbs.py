@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dhpe_fast.ops._derivatives import needs_no_derivative, register_derivative
 from dhpe_fast.ops._fake import check_shape
-from dhpe_fast.ops._library import check_kernels
+from dhpe_fast.ops._library import build, check_kernels
 from dhpe_fast.reference._arguments import result_dtype, widened
 from dhpe_fast.reference.lbs import LbsBasis, check_lbs_arguments
 
@@ -37,7 +37,9 @@ def lbs(
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes, dtypes or devices do not fit, or a tensor of the basis requires a gradient.
+        ValueError: shapes, dtypes or devices do not fit, a tensor of the basis requires a gradient, or the basis has
+            more than 64 joints or 1024 shape and pose directions. Also if skin_joints or parents name a joint that is
+            not there or not an earlier one; CUDA does not look, and takes the root instead.
     """
     rotation_dims = check_lbs_arguments(pose, betas, basis)
     check_kernels("pose", pose)
@@ -55,16 +57,36 @@ def lbs(
         n_hands = math.prod(batch)  # not -1: a basis without shape directions leaves betas without elements
         pose = pose.reshape(n_hands, *pose.shape[-1 - rotation_dims :])
         betas = betas.reshape(n_hands, betas.shape[-1])
-    if needs_no_derivative(pose, betas):
-        verts_m, joints_m = torch.ops.dhpe_fast._lbs_values(pose, betas, *basis.tensors)
-    else:
-        verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
+    try:
+        if needs_no_derivative(pose, betas):
+            verts_m, joints_m = torch.ops.dhpe_fast._lbs_values(pose, betas, *basis.tensors)
+        else:
+            verts_m, joints_m, _ = torch.ops.dhpe_fast.lbs(pose, betas, *basis.tensors)
+    except RuntimeError:
+        _check_basis(basis)
+        raise
     if len(batch) != 1:
         verts_m = verts_m.reshape(*batch, *verts_m.shape[1:])
         joints_m = joints_m.reshape(*batch, *joints_m.shape[1:])
     if dtype != work_dtype:
         verts_m, joints_m = verts_m.to(dtype), joints_m.to(dtype)
     return verts_m, joints_m
+
+
+def _check_basis(basis: LbsBasis) -> None:
+    """Raises ValueError if the kernels have no room for the basis, or one of its ids is out of range."""
+    n_joints, n_shape = len(basis.parents), len(basis.shapedirs)
+    if not 1 <= n_joints <= build.max_joints:
+        raise ValueError(f"basis.parents has {n_joints} joints, expected 1 to {build.max_joints}")
+    most = build.max_coeffs - 9 * (n_joints - 1)
+    if n_shape > most:
+        raise ValueError(f"basis.shapedirs has {n_shape} directions, expected up to {most} beside {n_joints} joints")
+    for joint, parent in enumerate(basis.parents.tolist()[1:], start=1):
+        if not 0 <= parent < joint:
+            raise ValueError(f"basis.parents[{joint}] is {parent}, expected an earlier joint, 0 to {joint - 1}")
+    outside = basis.skin_joints[(basis.skin_joints < 0) | (basis.skin_joints >= n_joints)]
+    if len(outside):
+        raise ValueError(f"basis.skin_joints holds {int(outside[0])}, expected 0 to {n_joints - 1}")
 
 
 def _check_shapes(op, pose, betas, v_template, shapedirs, posedirs, joint_template, joint_shapedirs, *skin) -> None:

@@ -45,6 +45,8 @@ def shows_a_face(
 
 def check_interpolation(attributes: Tensor, faces: Tensor, fragments: Fragments) -> None:
     """Raises TypeError or ValueError unless the three belong together."""
+    if not isinstance(fragments, Fragments):
+        raise TypeError(f"fragments must be what rasterize returned, Fragments, got {describe(fragments)}")
     face_index, bary = fragments.face_index, fragments.bary
     for name, value in (("attributes", attributes), ("fragments.bary", bary)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
