@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         splits = {part: f"[{{format: rhd, root: {data}, split: {split}}}]" for part, split in SPLITS.items()}
         places = [f"data.{part}={source}" for part, source in splits.items()]
         config = load_config("tiny", [*places, f"data.synthesize.root={data}", *changes])
-        train(config, folder / name, resume=True, device=device)
+        train(config, folder / name, resume="auto", device=device)
         minutes = sum(line["seconds"] for line in read_log(folder / name, "validation")) / 60
         report = evaluate(folder / name, folder / f"{name}-evaluation", EvaluationOptions(device=device))
         print(f"{name}: {minutes:.1f} minutes\n{as_text(report)}")

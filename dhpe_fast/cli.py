@@ -190,6 +190,9 @@ def train(
         typer.Option("--output", "-o", help="Folder of the run; runs/CONFIGURATION by default."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Go on if the run is there, else start it: for schedulers.")
+    ] = False,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change the configuration: section.key=value; repeat for several.")
     ] = None,
@@ -203,10 +206,11 @@ def train(
         settings = load_config(config, change or ())
         folder = Path("runs") / Path(config).stem if output is None else output
         try:
-            best = train(settings, folder, resume=resume, device=device)
+            best = train(settings, folder, resume="auto" if auto_resume else resume, device=device)
         except TrainingDivergedError as error:
             raise ValueError(str(error)) from None
-    typer.echo(f"the best weights are in {best}", err=True)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one
+        typer.echo(f"the best weights are in {best}", err=True)
 
 
 @app.command("eval")

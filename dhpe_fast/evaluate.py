@@ -102,7 +102,7 @@ def evaluate(
     dataset = open_dataset(source.format, source.root, source.split, **source.options)
     crops = HandCrops(dataset, config.model.image_size, joint0=config.model.joint0)
     tips_only = source.format in FINGERTIPS_ONLY
-    sets = _measure(model.to(device), crops, config, options, device)
+    sets = _measure(model.to(device, memory_format=torch.channels_last), crops, config, options, device)
     report = {
         "run": os.fspath(run),
         "dataset": {"format": source.format, "root": str(source.root), "split": source.split},

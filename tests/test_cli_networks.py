@@ -27,6 +27,18 @@ def test_synth_draws_a_data_set(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "resume"), [((), False), (("--resume",), True), (("--auto-resume",), "auto")], ids=["", "resume", "auto"]
+)
+def test_train_says_how_to_resume_and_one_process_says_where_the_weights_are(monkeypatch, flags, resume):
+    asked = []
+    monkeypatch.setattr("dhpe_fast.train.train", lambda *_, **options: asked.append(options["resume"]) or "run/best")
+    assert "the best weights are in run/best" in call("train", "--config", "tiny", *flags).output
+    monkeypatch.setenv("RANK", "1")
+    assert call("train", "--config", "tiny", *flags).output == ""
+    assert asked == [resume, resume]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("train", "--config", "huge"), "no shipped configuration"),

@@ -6,8 +6,10 @@ A checkpoint is a folder that appears whole: it is written under another name, a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 LAST = "last"
 BEST = "best"
@@ -33,7 +35,23 @@ class Progress:
     batch: int = 0
     step: int = 0
     skipped_in_a_row: int = 0
-    best_epe_mm: float = float("inf")
+    best_epe_mm: float = math.inf
+    best_joints2d_px: float = math.inf
+    seconds: float = 0.0
+    """what the epoch has taken so far"""
+
+    def takes(self, scores: Mapping[str, float]) -> bool:
+        """Whether the weights with these scores are the best so far; notes it if they are.
+
+        By the error in space; where no joint is annotated in space, by that in the image; and where none is at all, the
+        newest are the best. Of equals, the later ones.
+        """
+        measure = "joints2d_px" if math.isnan(scores["epe_mm"]) else "epe_mm"
+        if scores[measure] > getattr(self, f"best_{measure}"):
+            return False
+        if not math.isnan(scores[measure]):
+            setattr(self, f"best_{measure}", scores[measure])
+        return True
 
 
 def save_checkpoint(
@@ -114,19 +132,6 @@ def load_state(folder: Path) -> dict[str, Any]:
 def pack_progress(progress: Progress) -> dict[str, int | float]:
     """As plain values."""
     return asdict(progress)
-
-
-def rng_state() -> dict[str, Any]:
-    """States of torch's generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: dict[str, Tensor | list[Tensor]]) -> None:
-    """Takes up the states of ``rng_state``; those of GPUs only where there are as many."""
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _flush_to_disk(file: Path) -> None:

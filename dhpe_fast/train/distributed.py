@@ -6,11 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+_SINCE_2_13 = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_OWN_BUFFERS = {"forward_sync_buffers" if _SINCE_2_13 else "broadcast_buffers": False}
+"""Statistics are shared by the layers themselves, all other buffers are constant."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def from_first(self, value: Any) -> Any:
+        """The value of the first process, in all of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -61,8 +75,8 @@ class World:
             return module
         if self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return nn.parallel.DistributedDataParallel(module, device_ids=[self.device], broadcast_buffers=False)
-        return nn.parallel.DistributedDataParallel(SharedBatchNorm2d.convert(module), broadcast_buffers=False)
+            return DistributedDataParallel(module, device_ids=[self.device], **_OWN_BUFFERS)
+        return DistributedDataParallel(SharedBatchNorm2d.convert(module), **_OWN_BUFFERS)
 
 
 @contextmanager

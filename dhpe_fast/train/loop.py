@@ -6,16 +6,17 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dhpe_fast.augment import AugmentedCrops, Instances, propose_instances
-from dhpe_fast.config import ConfigError, TrainConfig, load_config, save_config
+from dhpe_fast.config import ConfigError, TrainConfig, load_config
 from dhpe_fast.data import EpochSampler, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
 from dhpe_fast.data.backgrounds import background_files
 from dhpe_fast.data.errors import DatasetError
@@ -31,13 +32,12 @@ from dhpe_fast.train.checkpoint import (
     load_state,
     load_weights,
     pack_progress,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
 )
-from dhpe_fast.train.distributed import World, check_device, world
+from dhpe_fast.train.distributed import World, world
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.objective import Objective, TrainingObjective
+from dhpe_fast.train.run_folder import Resume, check_shared, claim_folder, make_folder
 from dhpe_fast.train.validation import picture_grid, validate
 
 
@@ -49,14 +49,15 @@ def train(
     config: TrainConfig,
     run: str | os.PathLike[str],
     *,
-    resume: bool = False,
+    resume: Resume = False,
     device: str | None = None,
 ) -> Path:
     """Trains the networks of a configuration.
 
     The folder `run` receives ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/{last,best}``.
     Started by ``torchrun``, all processes share the work: the batch size is that of all together, and the result is
-    that of one process up to rounding.
+    that of one process up to rounding. Several machines need `run`, and the data which a run draws itself, on a disk
+    that they share.
 
     Rule for numbers that are not finite: a step whose loss or gradient norm is not finite in any process changes no
     weight; after ``optimisation.max_skipped_steps`` of them running, the run stops with an error.
@@ -64,27 +65,32 @@ def train(
     Args:
         config: what to train, on what.
         run: a folder that does not exist, or the run to resume.
-        resume: go on from the last checkpoint of `run`, exactly as if it had never stopped; from the beginning where
-            there is none yet.
+        resume: go on from the last checkpoint of `run` as if it had never stopped, on the CPU exactly; from the
+            beginning where it was stopped before its first one. "auto" starts `run` if it is not there: for schedulers,
+            which give the same command every time. Keys that do not change what is learnt may differ from those of the
+            run: workers, intervals, refinement, where files are, and the number of epochs at a constant learning rate.
         device: where to compute; None is the GPU of this process, or the CPU.
 
     Returns:
         The folder of the best checkpoint.
 
     Raises:
-        ConfigError: if `run` exists and is not to be resumed, or was made by another configuration.
+        ConfigError: if `run` exists and is not to be resumed, is to be resumed and is no run, or would learn something
+            else with this configuration; it names the keys. If the processes do not share their folders.
         TrainingDivergedError: see above.
         CheckpointError, ValueError, OSError: if a checkpoint, a data set or a weight file is missing or damaged.
     """
     run = Path(run)
-    _check_folder(run, config, resume)
-    check_device(device)
     torch.manual_seed(config.seed)
-    model = build_model(config)
-    _draw_data(config)  # takes long: whatever can be refused is refused before
     with world(device) as processes:
+        claim_folder(run, config, resume, processes)
+        model = build_model(config)
+        plan = config.data.synthesize
+        if plan is not None and not processes.all_true(plan.root.exists()):
+            check_shared(plan.root.parent, "data.synthesize.root", processes)
+        _draw_data(config)  # takes long: whatever can be refused is refused before
         trainer = Trainer(config, run, processes, model)
-        _make_folder(run, config, processes)
+        make_folder(run, config, processes)
         if resume:
             trainer.resume()
         trainer.run_epochs()
@@ -132,18 +138,19 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, run: Path, processes: World, model: DHPE) -> None:
         self.config, self.run, self.processes = config, run, processes
-        model = model.to(processes.device)
-        # Without Eq. 3 nothing trains f_J2D.
-        model.pose2d.requires_grad_(config.loss.heatmap > 0)
+        # The images are channels-last; with such weights, too, convolutions do not change the layout on the way.
+        model = model.to(processes.device, memory_format=torch.channels_last)
+        _freeze_untrained(model, config)
         self.model = model
         self.objective = processes.distributed(TrainingObjective(model, config.loss).to(processes.device))
         # Two norms are clipped: the heat maps of f_J2D and the mesh do not share a weight (Sec. 3.3).
-        pose2d = [parameter for parameter in model.pose2d.parameters() if parameter.requires_grad]
-        theirs = {id(parameter) for parameter in model.pose2d.parameters()}
-        mesh = [parameter for parameter in model.parameters() if id(parameter) not in theirs]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        mesh = [parameter for name, parameter in trained.items() if not name.startswith("pose2d.")]
+        pose2d = [parameter for name, parameter in trained.items() if name.startswith("pose2d.")]
         groups = [{"params": group} for group in (mesh, pose2d) if group]
         self.optimizer = torch.optim.Adam(groups, lr=config.optimisation.learning_rate)
-        self.statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.dim() == 1]
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [buffer for layer in layers for buffer in layer.buffers()]
         if config.self_supervision.instances_per_seed and config.self_supervision.backgrounds is not None:
             background_files(config.self_supervision.backgrounds)  # missing ones are told now, not after epochs
         self.crops, self.held_out = (
@@ -153,14 +160,17 @@ class Trainer:
         # For the processes that draw new instances.
         self.hand = copy.deepcopy(model.hand).cpu()
         self.instances = Instances.empty()  # those trained on
-        self.proposed: list[Instances] = []  # those of this epoch, which join at its end
+        self.proposed = Instances.empty()  # those of this epoch, which join at its end
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # hands of which none are made yet, and whose
+        self.training_loader: DataLoader | None = None
+        self.validation_loader = self._loader(self.held_out, shuffle=False)
         self.progress = Progress()
         self.log: RunLog | None = None
-        self.started = 0.0  # the epoch, or what is left of it after resuming
+        self.started = 0.0  # the epoch, so much earlier as it had taken before it was resumed
 
     def resume(self) -> None:
         """Takes up the last checkpoint, if there is one."""
-        folder = find_checkpoint(self.run, LAST)
+        folder = self.processes.from_first(find_checkpoint(self.run, LAST))
         if folder is None:
             return
         state = load_state(folder)
@@ -169,8 +179,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.instances = Instances.from_state(state["instances"])
         if self.processes.is_first:  # those of all processes; which of them proposed what does not matter
-            self.proposed = [Instances.from_state(state["proposed"])]
-        set_rng_state(state["rng"])
+            self.proposed = Instances.from_state(state["proposed"])
 
     def run_epochs(self) -> None:
         """Trains until the last epoch is done."""
@@ -185,18 +194,23 @@ class Trainer:
                 self.log.close()
 
     def _train_epoch(self, epoch: int) -> None:
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - self.progress.seconds
         data, first = self._training_set(), self.progress.batch
-        sampler = self._sampler(len(data), shuffle=True)
+        if self.training_loader is None or self.training_loader.dataset is not data:
+            self.training_loader = self._loader(data, shuffle=True)  # its workers stay as long as the data
+        sampler = self.training_loader.batch_sampler
         sampler.set_epoch(epoch, first)
         self.objective.train()
-        loader = make_loader(data, sampler, self.config.data.workers)
-        for batch in self._shown(loader, epoch, first, sampler.batches_per_epoch):
-            self._step(apply_colour(batch.to(self.processes.device)), sampler.batches_per_epoch)
+        shown = self._shown(self.training_loader, epoch, first, sampler.batches_per_epoch)
+        for batch in shown:
+            loss = self._step(apply_colour(batch.to(self.processes.device)), sampler.batches_per_epoch)
+            shown.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if self.progress.step % self.config.checkpoint_every == 0:
+                self.progress.seconds = time.perf_counter() - self.started
                 self._save(LAST)
 
-    def _step(self, batch: HandBatch, batches_per_epoch: int) -> None:
+    def _step(self, batch: HandBatch, batches_per_epoch: int) -> float:
+        """The loss of a step, after it."""
         options, progress = self.config.optimisation, self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(progress.batch / batches_per_epoch)
@@ -208,54 +222,66 @@ class Trainer:
         clip = math.inf if options.gradient_clip is None else options.gradient_clip
         norms = [torch.nn.utils.clip_grad_norm_(group["params"], clip) for group in self.optimizer.param_groups]
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
-        if self.processes.all_true(bool(torch.stack([objective.total.detach(), *norms]).isfinite().all())):
+        judged = dict(zip(("total", "gradient_norm", "gradient_norm_pose2d"), (objective.total, *norms), strict=False))
+        # The one wait for the device and for the other processes in a step; a mean is finite only where all are.
+        scalars = self._means(judged | objective.terms)
+        if all(math.isfinite(scalars[name]) for name in judged):
             self.optimizer.step()
             progress.skipped_in_a_row = 0
-            self._propose(batch, objective)
+            self._see(batch, objective)
         else:
-            self._skip(objective, before)
-        self._record(batch, objective, norms)
+            self._skip({name: scalars[name] for name in objective.terms}, before)
+        self._record(batch, objective, scalars)
+        return scalars["total"]
 
-    def _skip(self, objective: Objective, statistics: list[torch.Tensor]) -> None:
+    def _means(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Of all processes."""
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        return dict(zip(values, self.processes.mean(stacked).tolist(), strict=True))
+
+    def _skip(self, terms: Mapping[str, float], statistics: list[torch.Tensor]) -> None:
         """Nothing of the step stays: neither weights nor what batch normalisation has noted on the way."""
         for buffer, value in zip(self.statistics, statistics, strict=True):
             buffer.copy_(value)
         self.progress.skipped_in_a_row += 1
         if self.progress.skipped_in_a_row >= self.config.optimisation.max_skipped_steps:
-            terms = ", ".join(f"{name} {float(value):g}" for name, value in objective.terms.items())
             raise TrainingDivergedError(
                 f"step {self.progress.step}: the loss or its gradient was not finite {self.progress.skipped_in_a_row} "
-                f"times running, the last time with {terms}; lower the learning rate, or go back to a checkpoint"
+                f"times running, the last time with {', '.join(f'{name} {value:g}' for name, value in terms.items())}; "
+                "lower the learning rate, or go back to a checkpoint"
             )
 
-    def _propose(self, batch: HandBatch, objective: Objective) -> None:
+    def _see(self, batch: HandBatch, objective: Objective) -> None:
+        """Keeps the predicted hands where they are, of which instances are made when those are asked for."""
         options = self.config.self_supervision
-        if options.instances_per_seed == 0 or self.progress.epoch < options.start_epoch:
-            return
-        seeds = batch.index < len(self.crops)  # instances are no seeds of further ones
-        found = propose_instances(
-            objective.output.estimate.h.detach()[seeds].float().cpu(),
-            batch.index[seeds].cpu(),
-            epoch=self.progress.epoch,
-            n_per_seed=options.instances_per_seed,
-            seed=self.config.seed,
-        )
-        self.proposed.append(found)
+        if options.instances_per_seed and self.progress.epoch >= options.start_epoch:
+            self.seen.append((objective.output.estimate.h.detach().float(), batch.index))
+
+    def _propose(self) -> Instances:
+        """The instances of this epoch so far."""
+        if self.seen:
+            h, index = (torch.cat(part).cpu() for part in zip(*self.seen, strict=True))
+            seeds = index < len(self.crops)  # instances are no seeds of further ones
+            self.proposed += propose_instances(
+                h[seeds],
+                index[seeds],
+                epoch=self.progress.epoch,
+                n_per_seed=self.config.self_supervision.instances_per_seed,
+                seed=self.config.seed,
+            )
+            self.seen = []
+        return self.proposed
 
     def _end_epoch(self, epoch: int) -> None:
-        found = sum(self.processes.gather(_joined(self.proposed)), self.instances)
+        found = sum(self.processes.gather(self._propose()), self.instances)
         self.instances = found.newest(self.config.self_supervision.max_instances)
-        self.proposed = []
-        self.progress.epoch, self.progress.batch = epoch + 1, 0
-        sampler = self._sampler(len(self.held_out), shuffle=False)
-        loader = make_loader(self.held_out, sampler, self.config.data.workers)
-        scores = validate(self.model, loader, self.processes, self.config.loss.gate.tau_px)
+        self.proposed = Instances.empty()
+        self.progress.epoch, self.progress.batch, self.progress.seconds = epoch + 1, 0, 0.0
+        scores = validate(self.model, self.validation_loader, self.processes, self.config.loss.gate.tau_px)
         if self.log is not None:
             facts = {"instances": len(self.instances), "seconds": time.perf_counter() - self.started}
             self.log.scalars("validation", self.progress.step, scores, epoch=epoch, **facts)
-        # The first epoch counts even where joints are not annotated in space.
-        if scores["epe_mm"] < self.progress.best_epe_mm or find_checkpoint(self.run, BEST) is None:
-            self.progress.best_epe_mm = scores["epe_mm"]
+        if self.progress.takes(scores):
             self._save(BEST)
         self._save(LAST)
 
@@ -264,9 +290,9 @@ class Trainer:
             return self.crops
         return AugmentedCrops(self.crops, self.instances, self.hand, self.config.self_supervision.backgrounds)
 
-    def _sampler(self, length: int, *, shuffle: bool) -> EpochSampler:
-        return EpochSampler(
-            length,
+    def _loader(self, data: HandCrops | AugmentedCrops, *, shuffle: bool) -> DataLoader:
+        sampler = EpochSampler(
+            len(data),
             self.config.seed,
             self.processes.rank,
             self.processes.size,
@@ -274,6 +300,7 @@ class Trainer:
             shuffle=shuffle,
             drop_last=shuffle,
         )
+        return make_loader(data, sampler, self.config.data.workers)
 
     def _learning_rate(self, part_of_epoch: float) -> float:
         options, progress = self.config.optimisation, self.progress
@@ -286,46 +313,45 @@ class Trainer:
         enabled = self.config.optimisation.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _record(self, batch: HandBatch, objective: Objective, norms: list[torch.Tensor]) -> None:
-        names = list(objective.terms)
-        values = torch.stack([objective.total.detach(), *(objective.terms[name].float() for name in names)])
-        values = self.processes.mean(values).tolist()
+    def _record(self, batch: HandBatch, objective: Objective, scalars: Mapping[str, float]) -> None:
         if self.log is None:
             return
         step = self.progress.step
-        scalars = dict(zip(["total", *names], values, strict=True))
-        scalars |= dict(zip(("gradient_norm", "gradient_norm_pose2d"), map(float, norms), strict=False))
-        scalars["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        self.log.scalars("train", step, scalars, epoch=self.progress.epoch)
+        facts = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.log.scalars("train", step, {**scalars, **facts}, epoch=self.progress.epoch)
         if step % self.config.picture_every == 0:
             self.log.picture("train", step, picture_grid(batch, objective.output))
 
     def _save(self, name: str) -> None:
-        proposed = sum(self.processes.gather(_joined(self.proposed)), Instances.empty())
+        proposed = sum(self.processes.gather(self._propose()), Instances.empty())
         if self.processes.is_first:
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "progress": pack_progress(self.progress),
                 "instances": self.instances.state(),
                 "proposed": proposed.state(),
-                "rng": rng_state(),
             }
             save_checkpoint(self.run, name, self.model, state)
         self.processes.wait()
 
-    def _shown(self, loader: Iterable[HandBatch], epoch: int, first: int, total: int) -> Iterator[HandBatch]:
+    def _shown(self, loader: Iterable[HandBatch], epoch: int, first: int, total: int) -> tqdm:
         title = f"epoch {epoch + 1}/{self.config.optimisation.epochs}"
         # None: only where someone looks at a terminal.
         hidden = None if self.processes.is_first else True
         return tqdm(loader, title, initial=first, total=total, disable=hidden)
 
 
-def _joined(parts: list[Instances]) -> Instances:
-    return Instances.cat(parts) if parts else Instances.empty()
+def _freeze_untrained(model: DHPE, config: TrainConfig) -> None:
+    """What no term of the loss reaches is no parameter of the run: processes would wait for its gradient."""
+    model.pose2d.requires_grad_(config.loss.heatmap > 0)  # Eq. 3
+    refiner = model.mesh_estimator.refiner
+    if refiner is not None:  # Eq. 6, or f_J3D, which sees refined joints from its second iteration on
+        seen = config.model.iterations > 1 and config.model.use_joints2d
+        refiner.requires_grad_(config.loss.refine > 0 or seen)
 
 
 def _draw_data(config: TrainConfig) -> None:
-    """Makes the run's own data, unless it is there; the first process draws, before any of them waits for a reply.
+    """Makes the run's own data, unless it is there; the first process draws, and the others look for it on the disk.
 
     Raises:
         ConfigError: if what is there was drawn otherwise, or not drawn at all.
@@ -356,21 +382,3 @@ def _check_drawn(root: Path, wanted: dict[str, Any]) -> None:
         raise ConfigError(
             f"data.synthesize: the data set in {root} was drawn with {faults}; choose another root, or remove it"
         )
-
-
-def _check_folder(run: Path, config: TrainConfig, resume: bool) -> None:
-    """Refuses a folder that is another run's."""
-    saved = run / "config.yaml"
-    if resume and saved.is_file():
-        if load_config(saved) != config:
-            raise ConfigError(f"{run}: was made with another configuration, see {saved}; resume with that one")
-    elif run.exists() and any(run.iterdir()):
-        raise ConfigError(f"{run}: exists already; resume it, or choose another folder")
-
-
-def _make_folder(run: Path, config: TrainConfig, processes: World) -> None:
-    processes.wait()  # until every process has looked
-    if processes.is_first:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-    processes.wait()

@@ -27,7 +27,8 @@ def validate(model: DHPE, loader: Iterable[HandBatch], processes: World, tau_px:
     ``epe_mm``: distance of the joints with the root of both at one place, the true root's depth being known;
     ``joints2d_px``: of the joints in the crop, in pixels of a 224 crop; ``heatmap_px``: the same of f_J2D;
     ``iou``: of the masks; ``below_tau``: the share of crops whose mean 2D distance is below tau (Eq. 10, Fig. 5(f)). An
-    estimate that is not finite makes its distances infinite.
+    estimate that is not finite makes its distances infinite. Always in float32, as the networks are used: scores of
+    runs in another precision are then comparable.
     """
     model.eval()
     names = ("epe_mm", "joints2d_px", "heatmap_px", "iou", "below_tau")
