@@ -131,7 +131,7 @@ def demo(
         start = time.perf_counter()
         found = dhpe_fast.fit(known.image, **options)
         elapsed_ms = 1000 * (time.perf_counter() - start)
-        written = save_hand(found, known.image, output / "demo", [".glb"])
+        written = save_hand(found, found.overlay(known.image), output / "demo", [".glb"])
     offsets_px = found.joints2d_px.cpu().numpy() - known.keypoints2d_px
     rows = {
         "2D joints, mean error": f"{float(np.linalg.norm(offsets_px, axis=1).mean()):.2f} px",

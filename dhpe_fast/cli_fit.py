@@ -155,10 +155,10 @@ def progress(files: Sequence[Path]) -> Iterator[Path]:
         yield from bar
 
 
-def save_hand(found: HandFit, pixels: np.ndarray, base: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Writes the overlay, the meshes and the parameters of a hand; returns their paths."""
+def save_hand(found: HandFit, drawn: np.ndarray, base: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Writes the overlay that was drawn, the meshes and the parameters of a hand; returns their paths."""
     files = [base.with_name(f"{base.name}_overlay.png")]
-    save_image(files[0], overlay(pixels, found))
+    save_image(files[0], drawn)
     for suffix in (*suffixes, ".json"):
         files.append(base.with_name(base.name + suffix))
         save_fit(found, files[-1])
@@ -194,8 +194,10 @@ def _fit_picture(image: Path, stem: str, job: FitJob, n_files: int) -> tuple[lis
     for index, one in enumerate(hands):
         name = stem if len(hands) == 1 else f"{stem}_{index}"
         times = StageClock(one.timings_ms | {"read": clock.stages_ms["read"]})
-        save_hand(one, pixels, job.output / name, job.suffixes)
-        times.lap("draw, write")
+        drawn = overlay(pixels, one)
+        times.lap("draw")
+        save_hand(one, drawn, job.output / name, job.suffixes)
+        times.lap("write")
         stages.append(times.stages_ms)
         off_px, of_box = one.residuals["joints2d_px"], 100 * one.residuals["joints2d_box"]
         lines.append(f"{name}: {one.side} hand, joints off by {off_px:.2f} px on average ({of_box:.1f} % of the hand)")
@@ -226,7 +228,7 @@ def _fit_video(
     video = fit_video(file, keypoints=keypoints, smooth=SMOOTHING if job.smooth else None, **job.options)
     tracks: Counter[tuple[int, str]] = Counter()
     stages: list[dict[str, float]] = []
-    n_frames, faults = 0, []
+    n_frames, n_faults, first_fault = 0, 0, ""
     with (
         video_writer(job.output / f"{stem}_overlay.mp4", video.fps) as pictures,
         video_fit_writer(job.output / f"{stem}_hands.jsonl", video, file.name) as write,
@@ -240,15 +242,17 @@ def _fit_video(
             write(frame)
             clock.lap("write")
             tracks.update((hand.track_id, hand.fit.side) for hand in frame.hands)
-            faults += [f"frame {frame.index}: {fault}" for fault in frame.faults]
+            if frame.faults and not n_faults:
+                first_fault = f"frame {frame.index}: {frame.faults[0]}"
+            n_faults += len(frame.faults)
             if job.profile:
                 stages += [hand.fit.timings_ms | clock.stages_ms for hand in frame.hands[:1]]
             n_frames += 1
             advance()
     lines = [f"{stem}: {n_frames} frames, jitter {video.jitter}"]
     lines += [f"{stem}: track {track}, {side} hand, in {seen} frames" for (track, side), seen in sorted(tracks.items())]
-    if faults:
-        lines.append(f"{stem}: {len(faults)} hands could not be fitted, first {faults[0]}")
+    if n_faults:
+        lines.append(f"{stem}: {n_faults} hands could not be fitted, first {first_fault}")
     return lines, stages, video.fault or (None if tracks else "no hand was found")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dhpe_fast import cli, cli_fit
+from dhpe_fast import cli, cli_fit, hand_tracker
 from dhpe_fast.data.demo import load_demo
 from dhpe_fast.data.motion import moving_hand
 from dhpe_fast.io import save_image
@@ -128,7 +130,8 @@ def test_a_folder_is_fitted_in_order_and_one_bad_picture_is_named(tmp_path):
     assert re.findall(r"^(\w): right hand", output, flags=re.MULTILINE) == ["a", "c", "d"]
     assert "3 of 4 pictures fitted" in output
     assert "b.png: is truncated, or not an image" in output
-    assert "draw, write" in output
+    stages = {line.split()[0] for line in output.splitlines() if re.search(r"  \d+\.\d\d$", line)}
+    assert {"decode", "evidence", "refine", "draw", "write", "total"} <= stages
     suffixes = (".glb", ".json", "_overlay.png")
     assert sorted(file.name for file in out.iterdir()) == sorted(stem + suffix for stem in "acd" for suffix in suffixes)
 
@@ -137,6 +140,28 @@ def test_a_folder_without_pictures_is_said(tmp_path):
     exit_code, output = run("fit", tmp_path, "-o", tmp_path / "out")
     assert exit_code == 1
     assert "the folder holds no pictures and no videos" in output
+
+
+@pytest.mark.parametrize(("n_frames", "is_terminal"), [(3, True), (3, False), (None, True)])
+def test_a_terminal_shows_how_far_a_video_is(monkeypatch, n_frames, is_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    with cli_fit._frames_bar(n_frames) as advance:
+        for _ in range(3):
+            advance()
+    assert ("frames" in stream.getvalue()) == (is_terminal and n_frames is not None)
+
+
+def test_hands_that_cannot_be_fitted_are_counted(clip, tmp_path, monkeypatch):
+    def unfit(*_):
+        raise ValueError("camera: too near")
+
+    monkeypatch.setattr(hand_tracker, "search_hand", unfit)
+    exit_code, output = run("fit", clip / "clip.mp4", "-o", tmp_path, "--keypoints", clip / "clip.npy")
+    assert exit_code == 1
+    assert f"clip: {N_FRAMES} hands could not be fitted, first frame 0: camera: too near" in output
+    assert "clip.mp4: no hand was found" in output
 
 
 # --- The pool ----------------------------------------------------------------------------------------------------
