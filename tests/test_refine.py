@@ -294,6 +294,23 @@ def test_the_number_of_threads_changes_no_bit(scene, mode):
     assert all(map(torch.equal, *answers))
 
 
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("mode", ["nmr", "edge"])
+def test_a_graph_replays_the_descent(scene, mode):
+    """Nothing makes the host wait: the whole call is captured, and replayed for another h."""
+    energy = moved(replace(scene.energy, mode=mode), "cuda")
+    h = scene.h.cuda()
+    expected = refine_descend(h + 0.01, energy, rates(h), 3)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = refine_descend(h, energy, rates(h), 3)
+    h += 0.01
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(found.h, expected.h, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-9, atol=1e-9)
+
+
 # --- What else may come in ----------------------------------------------------------------------------------
 
 

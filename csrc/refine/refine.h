@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
 #include "lbs/lbs.h"
 #include "refine/mesh_terms.h"
 
@@ -59,9 +60,9 @@ struct RefineOptions {
   SilhouetteMode mode;
   int image_size;  // S
 
-  bool draws_feature() const { return weights[kFeature] != 0; }
-  bool draws_silhouette() const { return weights[kSilhouette] != 0; }
-  bool draws() const { return draws_feature() || draws_silhouette(); }
+  DHPE_HD bool draws_feature() const { return weights[kFeature] != 0; }
+  DHPE_HD bool draws_silhouette() const { return weights[kSilhouette] != 0; }
+  DHPE_HD bool draws() const { return draws_feature() || draws_silhouette(); }
 };
 
 // ---- Descent --------------------------------------------------------------------------------------------------------
