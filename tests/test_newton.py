@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import astuple, replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from newton_cases import CAMERAS, Hand, default_hand, image_of, make_evidence, make_state, mask_of
 
 from dhpe_fast.ops.newton import DIVERGED, NewtonEvidence, NewtonState, newton_minimize
@@ -177,6 +181,37 @@ def test_what_no_one_saw_does_not_count(hand, compiled):
     joints[4] = torch.nan
     found = minimize(replace(objective, evidence=Evidence2d(joints, confidence)), start, compiled=compiled)
     assert torch.equal(found.energy, expected.energy)
+
+
+ANY = st.floats(width=64, allow_nan=True, allow_infinity=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    state=arrays(np.float64, 67, elements=st.one_of(st.floats(-3, 3), ANY)),
+    joints=arrays(np.float64, (21, 2), elements=st.one_of(st.floats(-1, 1), ANY)),
+    confidence=arrays(np.float64, 21, elements=st.floats(0, 1)),
+    perspective=st.booleans(),
+)
+def test_nothing_at_all_gives_nan(state, joints, confidence, perspective):
+    pose, betas, rotation, cam = (torch.from_numpy(part)[None] for part in np.split(state, (45, 55, 64)))
+    found = newton_minimize(
+        NewtonState(pose.clone(), betas.clone(), rotation.reshape(1, 3, 3).clone(), cam.clone()),
+        NewtonEvidence(
+            torch.from_numpy(joints)[None],
+            torch.from_numpy(confidence)[None],
+            torch.tensor([[4.0, 4.2, 0.3, -0.1]], dtype=torch.float64) if perspective else None,
+        ),
+        default_hand().constants.compiled_hand,
+        None,
+        astuple(Weights()),
+        8,
+        1e-3,
+        False,
+    )
+    assert all(part.isfinite().all() for part in found.state)
+    assert not found.energy.isnan()
+    assert bool(found.energy.isinf()) == (int(found.status) == DIVERGED)
 
 
 def test_evidence_that_is_no_number_is_flagged(hand):

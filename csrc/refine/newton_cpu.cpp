@@ -1,5 +1,6 @@
 // Levenberg-Marquardt on the CPU: all steps of all hypotheses in one call, threads over hypotheses. What a hypothesis
 // does depends on no thread: alone it sees no other, and in a race all of a group take a step before they are compared.
+#include <algorithm>
 #include <tuple>
 
 #include "common/simd.h"
@@ -75,6 +76,8 @@ class Solver {
       runner.begin(problem_, states_, number);
     });
     for (int32_t taken = 1; taken <= problem_.iterations; ++taken) {
+      const auto runs = [](const Runner<T>& r) { return !r.progress.resting && r.progress.idle < kIdleSteps; };
+      if (std::none_of(runners.begin(), runners.end(), runs)) break;
       for_each([&](int64_t number, Runner<T>& runner) { runner.advance(problem_, number, 1); });
       drop_beaten(runners, problem_.iterations - taken);
     }
@@ -110,10 +113,11 @@ void minimize(const NewtonTensors& tensors, const NewtonMesh<T>* mesh) {
   const NewtonProblem& problem = tensors.problem;
   const NewtonStates states = tensors.states();
   const Solver<T> solver(problem, states, mesh);
-  if (problem.race)
-    for (int64_t group = 0; group < problem.n_groups; ++group) solver.race(group);
-  else
-    solver.run();
+  if (!problem.race) return solver.run();
+  // Threads share the groups, or the hypotheses of a single one.
+  torch::stable::parallel_for(0, problem.n_groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) solver.race(group);
+  });
 }
 
 void check_range(const Tensor& t, const char* name, int64_t end) {
