@@ -8,10 +8,12 @@ import newton_against_descent
 import pytest
 import readme_refine
 import torch
-from bench_refine import Case, fused, fused_many, given_term, unfused, with_ratios
+from bench_refine import Case, fused, fused_many, fused_step, given_term, unfused, with_ratios
 from refine_peers import ComposedIteration, manopth_layer
 from refine_scene import perturbed_hands
 from test_frozen_features import trained
+
+from dhpe_fast.refinement.cuda_graph import GraphedIteration
 
 SIZE = 48
 
@@ -52,6 +54,21 @@ def test_with_the_cnn_too(scene):
     expected = unfused(scene, features).call()
     torch.testing.assert_close(fused(scene, features).call()[0], expected, rtol=1e-3, atol=1e-4)
     assert not torch.equal(expected, fused(scene, None).call()[0])
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("precision", [None, "float16"])
+def test_the_recorded_iteration_is_the_eager_one(precision):
+    """Mask, CNN and step in one CUDA graph, five times; gradients add up in another order each time."""
+    hands = perturbed_hands(2, SIZE, device="cuda")
+    features = trained(18).eval().requires_grad_(False).cuda()
+    step, state, constants = fused_step(hands, features, precision)
+    iteration = GraphedIteration(step)
+    found, _ = iteration(state, constants, 5)
+    assert iteration.reason is None
+    for _ in range(5):
+        state = step(state, constants)
+    torch.testing.assert_close(found, state[0], rtol=1e-3, atol=1e-3)
 
 
 def test_one_call_for_many_is_as_many_iterations(scene):

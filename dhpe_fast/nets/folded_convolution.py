@@ -86,6 +86,7 @@ class _OneDnnConvolution(_TorchConvolution):
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int) -> None:
         super().__init__(weight, bias, stride, padding)
+        self._size = weight.shape[-1]
         self._packed: Tensor | None = None
         self._packed_backward: Tensor | None = None
 
@@ -101,11 +102,10 @@ class _OneDnnConvolution(_TorchConvolution):
         )
 
     def gradient(self, upstream: Tensor, x: Tensor) -> Tensor:
-        size = self._weight.shape[-1]
-        if self._stride != 1 and size != 1:
+        if self._stride != 1 and self._size != 1:
             return super().gradient(upstream, x)
         # The gradient of a convolution is the convolution with the transposed weights, turned by half a turn.
-        padding = size - 1 - self._padding
+        padding = self._size - 1 - self._padding
         if self._packed_backward is None:
             turned = self._weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
             self._packed_backward = _packed(turned, 1, padding, upstream)
