@@ -22,7 +22,7 @@ from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.data import CropAugmentation
 from dhpe_fast.losses import CONSTANT_LAMBDA
 from dhpe_fast.nets.dhpe import DHPESpec
-from dhpe_fast.refinement.descent import RefineOptions
+from dhpe_fast.refinement import RefineOptions
 
 
 class ConfigError(ValueError):

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("pydantic", reason="the extra `train` is not installed")
 
 from dhpe_fast.config import ConfigError, data_source, load_config, save_config, shipped_configs
-from dhpe_fast.refinement.descent import EnergyWeights
+from dhpe_fast.refinement import EnergyWeights
 
 TEXT = """
 data:

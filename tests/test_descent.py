@@ -19,8 +19,7 @@ from dhpe_fast.metrics import mask_iou
 from dhpe_fast.nets import DHPE
 from dhpe_fast.nets.projector import Projector
 from dhpe_fast.ops import silhouette
-from dhpe_fast.refinement import descent
-from dhpe_fast.refinement.descent import BALANCED, BlockScales, EnergyWeights
+from dhpe_fast.refinement import BALANCED, BlockScales, EnergyWeights, descent
 
 S = 32
 

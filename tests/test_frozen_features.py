@@ -132,13 +132,13 @@ def term_by_hand(network: Callable[[Tensor], Tensor], images: Tensor, mask: Tens
     return (network(images) - network(images * mask[:, None])).square().sum(1)
 
 
-@pytest.mark.parametrize("crop_size", [None, S])
-def test_value_and_slope_are_those_of_the_formula(network, images, mask, crop_size):
+@pytest.mark.parametrize("feature_size", [None, S])
+def test_value_and_slope_are_those_of_the_formula(network, images, mask, feature_size):
     reference = copy.deepcopy(network).eval()
     leaf = mask.clone().requires_grad_()
     expected = term_by_hand(reference, images, leaf)
     (expected_slope,) = torch.autograd.grad(expected.sum(), leaf)
-    term = MaskedFeatures(FrozenFeatures(network), images, crop_size)
+    term = MaskedFeatures(FrozenFeatures(network), images, feature_size)
     with torch.no_grad():  # the caller's mode does not matter
         value, slope = term(mask)
     torch.testing.assert_close(value, expected.detach())
@@ -158,10 +158,10 @@ def smooth_features() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 5), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
 
 
-@pytest.mark.parametrize("crop_size", [48, 32, 23])
-def test_the_slope_of_a_smaller_crop_is_that_by_the_whole_mask(images, mask, crop_size):
+@pytest.mark.parametrize("feature_size", [48, 32, 23])
+def test_the_slope_of_a_smaller_crop_is_that_by_the_whole_mask(images, mask, feature_size):
     """Central differences along a random direction of the mask, with a smooth F."""
-    term = MaskedFeatures(smooth_features(), images, crop_size)
+    term = MaskedFeatures(smooth_features(), images, feature_size)
     value, slope = term(mask)
     direction = torch.randn_like(mask)
     step = 1e-5
@@ -214,9 +214,9 @@ def test_bad_arguments_are_named(network, images, mask):
         FrozenFeatures(nn.Sequential(network))
     with pytest.raises(ValueError, match=r"images: .*\(1, 3, 8, 9\)"):
         MaskedFeatures(network, torch.zeros(1, 3, 8, 9))
-    for crop_size in (0, S + 1, 32.0, True):
-        with pytest.raises(ValueError, match="crop_size"):
-            MaskedFeatures(FrozenFeatures(network), images, crop_size)
+    for feature_size in (0, S + 1, 32.0, True):
+        with pytest.raises(ValueError, match="feature_size"):
+            MaskedFeatures(FrozenFeatures(network), images, feature_size)
     term = MaskedFeatures(FrozenFeatures(network), images)
     for call in (term, term.value):
         with pytest.raises(ValueError, match=r"mask: .*\(1, 64, 64\)"):

@@ -180,7 +180,7 @@ def _rectified(gradient: Tensor, rectified: Tensor) -> Tensor:
 class MaskedFeatures:
     """||F(x) - F(m * x)||^2 (Eq. 11) and its derivative by the mask m, for a batch of crops x.
 
-    F(x) is computed once. With `crop_size`, F sees crops and masks averaged down to that many pixels a side: cheaper by
+    F(x) is computed once. With `feature_size`, F sees crops and masks averaged down to that many pixels a side: cheaper by
     the square, and another F, as its receptive field covers more of the hand. The derivative is that of the whole, by
     the mask as it is given.
 
@@ -192,17 +192,17 @@ class MaskedFeatures:
         self,
         extract: Callable[[Tensor], Tensor],
         images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
-        crop_size: int | None = None,
+        feature_size: int | None = None,
     ) -> None:
         """Runs F on the crops as they are.
 
         Args:
             extract: F, such as ``FrozenFeatures`` or any module in eval mode.
             images: the crops x.
-            crop_size: side in pixels of what F sees, at most S; None is S.
+            feature_size: side in pixels of what F sees, at most S; None is S.
 
         Raises:
-            TypeError, ValueError: if the crops are no floating-point tensor (B, 3, S, S), or `crop_size` is no whole
+            TypeError, ValueError: if the crops are no floating-point tensor (B, 3, S, S), or `feature_size` is no whole
                 number from 1 to S.
         """
         check_images(images)
@@ -212,8 +212,8 @@ class MaskedFeatures:
         self._extract = extract
         self._shape = (len(images), size, size)
         self._average = None
-        if crop_size is not None and crop_size != size:
-            self._average = box_filter(size, crop_size).to(images)
+        if feature_size is not None and feature_size != size:
+            self._average = box_filter(size, feature_size).to(images)
         self._images = self._smaller(images.detach()).contiguous()
         with torch.no_grad():
             self.features = extract(self._images)
@@ -284,7 +284,7 @@ def box_filter(size: int, smaller: int) -> Tensor:
         ValueError: unless `smaller` is a whole number from 1 to `size`.
     """
     if isinstance(smaller, bool) or not isinstance(smaller, int) or not 1 <= smaller <= size:
-        raise ValueError(f"crop_size: expected a whole number of pixels from 1 to {size}, got {smaller!r}")
+        raise ValueError(f"feature_size: expected a whole number of pixels from 1 to {size}, got {smaller!r}")
     edges = torch.arange(smaller + 1, dtype=torch.float64) * (size / smaller)
     pixels = torch.arange(size, dtype=torch.float64)
     covered = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)

@@ -38,9 +38,19 @@ class GraphedIteration:
         self._refused: dict[tuple[object, ...], str] = {}
 
     def __call__(
-        self, state: tuple[Tensor, ...], constants: tuple[Tensor, ...] = (), iterations: int = 1
+        self,
+        state: tuple[Tensor, ...],
+        constants: tuple[Tensor, ...] = (),
+        iterations: int = 1,
+        watch: Callable[[tuple[Tensor, ...]], None] = lambda state: None,
     ) -> tuple[Tensor, ...]:
         """The state after so many steps, in memory that is the caller's.
+
+        Args:
+            state: where to start.
+            constants: what the steps take besides.
+            iterations: how many steps.
+            watch: is called with the state after each step, and has to copy what it wants to keep.
 
         Raises:
             ValueError: if a step returns other shapes or types than it was given, or `iterations` is negative.
@@ -54,8 +64,9 @@ class GraphedIteration:
         if graph is None:
             for _ in range(iterations):
                 state = _checked(self._step(state, constants), state)
+                watch(state)
             return state
-        return graph.run(state, constants, iterations)
+        return graph.run(state, constants, iterations, watch)
 
     def _graph_for(self, state: tuple[Tensor, ...], constants: tuple[Tensor, ...]) -> _Graph | None:
         tensors = (*state, *constants)
@@ -97,11 +108,18 @@ class _Graph:
             for kept, value in zip(self._state, step(self._state, self._constants), strict=True):
                 kept.copy_(value)
 
-    def run(self, state: tuple[Tensor, ...], constants: tuple[Tensor, ...], iterations: int) -> tuple[Tensor, ...]:
+    def run(
+        self,
+        state: tuple[Tensor, ...],
+        constants: tuple[Tensor, ...],
+        iterations: int,
+        watch: Callable[[tuple[Tensor, ...]], None],
+    ) -> tuple[Tensor, ...]:
         for kept, value in zip((*self._state, *self._constants), (*state, *constants), strict=True):
             kept.copy_(value)
         for _ in range(iterations):
             self._graph.replay()
+            watch(self._state)
         return tuple(x.clone() for x in self._state)
 
 

@@ -28,20 +28,28 @@ What the text leaves open, and what is done here:
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dhpe_fast.conventions import H_LAYOUT, H_SIZE, N_JOINTS_STD
-from dhpe_fast.nets import DHPE, MaskedFeatures, Projector
-from dhpe_fast.ops import Descent, EnergyWeights, FeatureTerm, RefineEnergy, refine_descend, refine_mask
+from dhpe_fast.conventions import H_SIZE, N_JOINTS_STD
+from dhpe_fast.nets import DHPE, FeatureExtractor, FrozenFeatures, MaskedFeatures, Projector
+from dhpe_fast.ops import (
+    Descent,
+    EnergyWeights,
+    FeatureTerm,
+    RefineEnergy,
+    RefineModel,
+    refine_descend,
+    refine_mask,
+)
 from dhpe_fast.reference.descent_rule import NOT_FINITE, STATUS, first_memory, noted, stepped
-from dhpe_fast.reference.refine import MODES, OPTIMIZERS, TERMS, rank_of
+from dhpe_fast.reference.refine import MODES, TERMS, rank_of
 from dhpe_fast.refinement.constants import refine_model
+from dhpe_fast.refinement.cuda_graph import GraphedIteration, Step
 from dhpe_fast.refinement.objective import (
     Estimator,
     FeatureFunction,
@@ -49,82 +57,9 @@ from dhpe_fast.refinement.objective import (
     ProjectionLike,
     feature_term,
 )
+from dhpe_fast.refinement.options import RefineOptions
 
 PAPER_TERMS = ("joints", "feature", "laplacian")
-
-
-@dataclass(frozen=True)
-class BlockScales:
-    """Factors on the step of each block of h, whose units differ: a diagonal preconditioner."""
-
-    pose: float = 1.0
-    """radians"""
-    shape: float = 1.0
-    """standard deviations"""
-    quat: float = 1.0
-    """of a unit quaternion; the step of a longer one is shorter by its length"""
-    scale: float = 1.0
-    """crop units for each metre"""
-    trans: float = 1.0
-    """crop units"""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"BlockScales.{name}: expected a finite number >= 0, got {value!r}")
-
-    def vector(self, like: Tensor) -> Tensor:
-        """The factor of each entry of h, (63,)."""
-        factors = like.new_empty(H_SIZE)
-        for name, block in H_LAYOUT.items():
-            factors[block] = getattr(self, name)
-        return factors
-
-
-BALANCED = BlockScales(pose=300.0, shape=1000.0, quat=30.0, scale=5000.0, trans=40.0)
-"""Scales for gamma = 1e-3, about the inverse curvatures of the joints term.
-
-Measured on 40 generated hands (``data.render_hands``, seed 0) started 21 px off in crops of 224 px, by joints and
-Laplacian alone: 50 iterations lower the mean 2D error to 2.2 px, with all scales 1 to 14.7 px, and the energy falls at
-every step. A feature term that adds much curvature makes them diverge: it needs a smaller gamma or lambda.
-"""
-
-
-@dataclass(frozen=True)
-class RefineOptions:
-    """How to descend; the defaults are the paper's."""
-
-    iterations: int = 50
-    step_size: float = 1e-3
-    """gamma"""
-    optimizer: str = "gd"
-    """"gd" as printed, or "adam" (Kingma and Ba 2015) with the same gamma."""
-    weights: EnergyWeights = field(default_factory=EnergyWeights)
-    block_scales: BlockScales = field(default_factory=BlockScales)
-    feature_interval: int = 1
-    """The CNN runs in every so many iterations. Between them the feature term is linear in the mask: that is drawn
-    anew, the CNN's gradient is the last one."""
-    feature_tau_px: float | None = None
-    """Lets the feature term act, at each iteration, only on hands whose joints are on average nearer to j'_2D than
-    this: Eq. 10, with j'_2D for the truth."""
-    update_joints2d: bool = False
-    """Runs f_Ref after every step, see above."""
-    tolerance: float = 0.0
-    """A hand rests when its energy has changed by less than this share three times running. 0: never."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("iterations", 0), ("feature_interval", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer: expected 'gd' or 'adam', got {self.optimizer!r}")
-        for name in ("step_size", "feature_tau_px"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"tolerance: expected a finite number >= 0, got {self.tolerance!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +99,7 @@ def refine(
     A hand whose step or energy is not finite stays where it is and is flagged, as one whose energy ends above where it
     began; the best h of its way is returned, and no NaN ever: entries of `h` that are not finite come back as 0.
     Neither `dhpe` nor any argument is changed; no gradient flows through the refinement. Works under ``torch.no_grad``
-    and ``torch.inference_mode``, too.
+    and ``torch.inference_mode``, too. For many batches, a :class:`Refiner` prepares the networks once.
 
     Args:
         dhpe: the networks, usually a ``nets.DHPE``.
@@ -174,44 +109,110 @@ def refine(
         mask: masks in [0, 1] or bool for the silhouette term, where that has a weight.
         project: another f_Proj than ``dhpe.project``, for instance a ``nets.Projector`` of the same ``hand`` and
             ``joint0`` whose silhouette has another gradient.
-        masked_features: another form of the feature term than ``nets.MaskedFeatures(dhpe.features, images)``, such as
-            one of ``nets.FrozenFeatures``.
-        fused: whether ``ops.refine_*`` do the work. None: where they can, which takes a ``nets.Projector`` of mode
-            "nmr" or "edge", for masks of the images' size, and an h that is not more precise than the hand model.
+        masked_features: another form of the feature term than ``nets.MaskedFeatures`` of F and `images`.
+        fused: whether ``ops.refine_*`` do the work, around a ``nets.FrozenFeatures`` where F is a
+            ``nets.FeatureExtractor``. None: where they can, which takes a ``nets.Projector`` of mode "nmr" or "edge",
+            for masks of the images' size, and an h that is not more precise than the hand model.
         **options: the fields of :class:`RefineOptions`.
 
     Raises:
         TypeError: an option is unknown.
         ValueError: shapes do not fit, an option is out of range, or `fused` asks for what is not possible.
     """
-    chosen = RefineOptions(**options)
-    _check(images, h, joints2d_px, mask, chosen.weights)
-    if chosen.update_joints2d and _refiner(dhpe) is None:
-        raise ValueError("update_joints2d: the network has no f_Ref (mesh_estimator.refiner)")
-    given_dtype = h.dtype
-    with torch.inference_mode(False), torch.enable_grad(), _in_eval_mode(dhpe.features):
-        images, h, joints2d_px = (x.clone() if x.is_inference() else x.detach() for x in (images, h, joints2d_px))
-        path = _path(dhpe, images, h, mask, project or dhpe.project, fused, chosen)
-        if masked_features is None and (chosen.weights.feature > 0 or chosen.update_joints2d):
-            masked_features = MaskedFeatures(dhpe.features, images)
-        update = None
-        if chosen.update_joints2d:
-            update = _UpdateJoints(_refiner(dhpe), masked_features, project or dhpe.project, images.shape[-1])
-        is_finite = h.isfinite()
-        descent, joints2d_px = _descend(path, h.to(path.dtype), joints2d_px, masked_features, update, chosen)
-        not_finite = descent.memory[:, STATUS] == NOT_FINITE
-        diverged = not_finite if update else descent.diverged
-        h = torch.where(diverged[:, None] & (update is None), descent.best_h, descent.h)
-        h = torch.where(is_finite, h, 0) if not_finite.any() else h
-    energies = descent.energies.permute(2, 1, 0)
-    shown = [name for name in TERMS if name in (*PAPER_TERMS, "total") or getattr(chosen.weights, name) > 0]
-    return Refinement(
-        h.to(given_dtype),
-        {name: energies[TERMS.index(name)] for name in shown},
-        joints2d_px,
-        diverged,
-        descent.converged,
-    )
+    refiner = Refiner(dhpe, project=project, fused=fused, frozen=masked_features is None, **options)
+    return refiner(images, h, joints2d_px, mask=mask, masked_features=masked_features)
+
+
+class Refiner:
+    """``refine`` for many batches, with the same networks and options: what can be prepared is prepared once.
+
+    F is copied and frozen when the refiner is made: later training does not reach it. On CUDA, a full iteration (the
+    mask of h, F forwards and backwards, the steps up to its next run) is recorded in a CUDA graph with the first batch
+    and replayed for all of the same size, unless a mask or ``update_joints2d`` takes part.
+
+    Attributes:
+        options: how it descends.
+        not_recorded: why the iterations of the last batch were not replayed; None if they were.
+    """
+
+    def __init__(
+        self,
+        dhpe: Estimator,
+        *,
+        project: Callable[[Tensor], ProjectionLike] | None = None,
+        fused: bool | None = None,
+        frozen: bool = True,
+        **options: Any,
+    ) -> None:
+        """Prepares; arguments as of :func:`refine`. Without `frozen`, F runs as it is.
+
+        Raises:
+            TypeError: an option is unknown.
+            ValueError: an option is out of range, or asks for what the networks do not have.
+        """
+        self.options = RefineOptions(**options)
+        self.not_recorded: str | None = "no batch was refined yet"
+        self._dhpe, self._project, self._fused = dhpe, project or dhpe.project, fused
+        self._extract = dhpe.features
+        self._graph: tuple[RefineModel, GraphedIteration] | None = None
+        if self.options.update_joints2d and _refiner(dhpe) is None:
+            raise ValueError("update_joints2d: the network has no f_Ref (mesh_estimator.refiner)")
+        precision = self.options.feature_precision
+        if precision is not None and not isinstance(dhpe.features, FeatureExtractor):
+            kind = type(dhpe.features).__name__
+            raise ValueError(f"feature_precision: only a nets.FeatureExtractor can have another, F is a {kind}")
+        freezes = frozen and isinstance(dhpe.features, FeatureExtractor) and self.options.weights.feature > 0
+        if freezes and (fused is not False or precision is not None):
+            with torch.inference_mode(False):
+                self._extract = FrozenFeatures(dhpe.features, precision)
+
+    def __call__(
+        self,
+        images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+        h: Tensor,  # (B, 63)
+        joints2d_px: Tensor,  # (B, 21, 2)
+        *,
+        mask: Tensor | None = None,  # (B, S, S)
+        masked_features: FeatureFunction | None = None,
+    ) -> Refinement:
+        """Refines a batch; arguments, result and errors as of :func:`refine`."""
+        chosen = self.options
+        _check(images, h, joints2d_px, mask, chosen.weights)
+        given_dtype = h.dtype
+        with torch.inference_mode(False), torch.enable_grad(), _in_eval_mode(self._dhpe.features):
+            images, h, joints2d_px = (x.clone() if x.is_inference() else x.detach() for x in (images, h, joints2d_px))
+            path = _path(self._dhpe, images, h, mask, self._project, self._fused, chosen)
+            recordable = masked_features is None and mask is None and isinstance(path, _FusedPath)
+            recordable = recordable and chosen.weights.feature > 0 and not chosen.update_joints2d
+            if masked_features is None and (chosen.weights.feature > 0 or chosen.update_joints2d):
+                masked_features = MaskedFeatures(self._extract, images, chosen.feature_size)
+            update = None
+            if chosen.update_joints2d:
+                update = self._update(images, masked_features)
+            is_finite = h.isfinite()
+            h, graph = h.to(path.dtype), None
+            if recordable and chosen.iterations >= chosen.feature_interval:
+                if self._graph is None or self._graph[0] is not path.model:
+                    self._graph = path.model, GraphedIteration(_full_iteration(path, masked_features, chosen))
+                graph = self._graph[1]
+            descent, joints2d_px = _descend(path, h, joints2d_px, masked_features, update, graph, chosen)
+            self.not_recorded = "there is nothing to record" if graph is None else graph.reason
+            not_finite = descent.memory[:, STATUS] == NOT_FINITE
+            diverged = not_finite if update else descent.diverged
+            h = torch.where(diverged[:, None] & (update is None), descent.best_h, descent.h)
+            h = torch.where(is_finite, h, 0) if not_finite.any() else h
+        energies = descent.energies.permute(2, 1, 0)
+        shown = [name for name in TERMS if name in (*PAPER_TERMS, "total") or getattr(chosen.weights, name) > 0]
+        energy = {name: energies[TERMS.index(name)] for name in shown}
+        return Refinement(h.to(given_dtype), energy, joints2d_px, diverged, descent.converged)
+
+    def _update(self, images: Tensor, masked_features: FeatureFunction) -> _UpdateJoints:
+        """f_Ref, which knows F(x) of whole crops in full precision."""
+        features = masked_features.features
+        if self.options.feature_size is not None or self.options.feature_precision is not None:
+            with torch.no_grad():
+                features = self._dhpe.features(images)
+        return _UpdateJoints(_refiner(self._dhpe), features, self._project, images.shape[-1])
 
 
 class _Path(Protocol):
@@ -236,17 +237,36 @@ class _Path(Protocol):
         """As ``ops.refine_descend``."""
 
 
+def _full_iteration(path: _Path, masked_features: MaskedFeatures, options: RefineOptions) -> Step:
+    """A run of F and the steps up to its next one, as a function of (h, memory, energies) and what stays."""
+
+    def step(state: tuple[Tensor, ...], constants: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, memory, _ = state
+        joints2d_px, *tensors = constants
+        feature = feature_term(masked_features.on(*tensors), path.mask(h), with_slope=True)
+        return path.descend(h, memory, joints2d_px, feature, options.feature_interval, evaluate_end=False)
+
+    return step
+
+
 def _descend(
     path: _Path,
     h: Tensor,  # (B, 63)
     joints2d_px: Tensor,  # (B, 21, 2)
     masked_features: FeatureFunction | None,
     update: _UpdateJoints | None,
+    graph: GraphedIteration | None,
     options: RefineOptions,
 ) -> tuple[Descent, Tensor]:
     """All iterations, in one call wherever neither F nor f_Ref comes between; and j'_2D as used last."""
     memory, feature, energies = first_memory(h), None, []
     uses_feature, t = options.weights.feature > 0, 0
+    if graph is not None:
+        whole = options.iterations // options.feature_interval
+        state = h, memory, h.new_zeros(len(h), options.feature_interval, len(TERMS))
+        constants = joints2d_px, *masked_features.tensors
+        h, memory, _ = graph(state, constants, whole, watch=lambda state: energies.append(state[2].clone()))
+        t = whole * options.feature_interval
     while True:
         left, since_feature = options.iterations - t, t % options.feature_interval
         if uses_feature and (left == 0 or since_feature == 0):
@@ -273,17 +293,17 @@ class _FusedPath:
         self.dtype = projector.hand.hands_mean.dtype
         weights = options.weights
         needs_prior = weights.pose > 0 or weights.limits > 0
-        self._model = refine_model(projector.hand, projector.joint0, with_prior=needs_prior)
+        self.model = refine_model(projector.hand, projector.joint0, with_prior=needs_prior)
         self._size, self._mode, self._mask = projector.image_size, projector.silhouette_mode, mask
         self._options = options
         self._rates = options.step_size * options.block_scales.vector(projector.hand.hands_mean)
 
     def mask(self, h: Tensor) -> Tensor:
-        return refine_mask(h, self._model, self._size, self._mode)
+        return refine_mask(h, self.model, self._size, self._mode)
 
     def descend(self, h, memory, joints2d_px, feature, iterations, *, evaluate_end) -> Descent:
         energy = RefineEnergy(
-            self._model,
+            self.model,
             joints2d_px.to(self.dtype),
             self._size,
             self._options.weights,
@@ -393,15 +413,15 @@ class _UpdateJoints:
     """j'_2D(t + 1) = f_Ref([j'_2D(t), F(x), h'(t + 1), f_Reg(v')]), in the unit interval inside (Eq. 6)."""
 
     refiner: Callable[..., Tensor]
-    masked_features: FeatureFunction
+    features: Tensor
+    """(B, N) F(x)"""
     project: Callable[[Tensor], ProjectionLike]
     size: int
 
     @torch.no_grad()
     def __call__(self, h: Tensor, joints2d_px: Tensor) -> Tensor:
         joints_norm = 0.5 * self.project(h).joints + 0.5
-        features = self.masked_features.features
-        return self.size * self.refiner(joints2d_px / self.size, features, h, joints_norm.to(h.dtype))
+        return self.size * self.refiner(joints2d_px / self.size, self.features, h, joints_norm.to(h.dtype))
 
 
 @contextlib.contextmanager
