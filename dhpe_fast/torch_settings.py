@@ -20,6 +20,15 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+def out_of_half(
+    tensor: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What a layer before made a half type because of autocast, in the type of the constants that it meets."""
+    is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.to(dtype) if is_half and torch.is_autocast_enabled(tensor.device.type) else tensor
+
+
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """No inference mode, no gradients unless asked for, no autocast, factory calls on the CPU, one thread.

@@ -11,6 +11,8 @@ from op_calls import NAMES, op_calls
 from torch import Tensor
 
 from dhpe_fast import ops
+from dhpe_fast.compat import neural_renderer, smplx
+from dhpe_fast.compat.manopth import ManoLayer
 from dhpe_fast.hand import HandModel, HandParams
 from dhpe_fast.rotation import axis_angle_to_matrix, axis_angle_to_quaternion, matrix_to_rotation_6d
 
@@ -166,6 +168,52 @@ def test_the_hand_of_half_parameters(model: HandModel, method: str, half: torch.
     torch.testing.assert_close(found_gradient, gradient.to(half))
     assert function(given).dtype == half
     torch.testing.assert_close(function(given), value.to(half))
+
+
+# --- The drop-ins ---
+
+
+def drop_ins() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Every call of theirs that multiplies matrices, as a function of one float32 tensor."""
+    generator = torch.Generator().manual_seed(0)
+    coeffs, points = torch.randn(2, 51, generator=generator) * 0.4, torch.randn(2, 7, 3, generator=generator)
+    matrices = axis_angle_to_matrix(coeffs[:, :48].unflatten(1, (16, 3))) + 0.1
+    K, R = torch.tensor([[[64.0, 0, 32], [0, 64, 32], [0, 0, 1]]]), axis_angle_to_matrix(torch.ones(1, 3))
+    camera = K, R, torch.tensor([[[0.0, 0, 9]]]), torch.full((1, 5), 0.01), 64
+    hand = smplx.create(None, use_pca=True, num_pca_comps=12, batch_size=2)
+    hands = {
+        "components": (ManoLayer(mano_root=None, ncomps=45), coeffs[:, :48]),
+        "6D": (ManoLayer(mano_root=None, ncomps=45, root_rot_mode="rot6d"), coeffs),
+        "matrices": (ManoLayer(mano_root=None, use_pca=False, joint_rot_mode="rotmat"), matrices),
+    }
+    return {
+        **{f"manopth, {mode}": (lambda x, layer=layer: layer(x)[0], at) for mode, (layer, at) in hands.items()},
+        "smplx, components": (lambda x: hand(hand_pose=x).vertices, coeffs[:, :12]),
+        "smplx, shape": (lambda x: hand.forward_shape(x).vertices, coeffs[:, :10]),
+        "neural_renderer, look_at": (lambda x: neural_renderer.look_at(x, [1.0, 2.0, -3.0]), points),
+        "neural_renderer, projection": (lambda x: neural_renderer.projection(x, *camera), points),
+    }
+
+
+@pytest.mark.parametrize("call", drop_ins())
+def test_drop_ins_are_the_same_under_autocast(call: str, half: torch.dtype) -> None:
+    function, at = drop_ins()[call]
+    value, gradient = value_and_gradient(function, at)
+    found, found_gradient = value_and_gradient(function, at, forward_in=autocast(half))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6 * float(value.abs().max()))
+    torch.testing.assert_close(found_gradient, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("call", [call for call in drop_ins() if not call.endswith("look_at")])
+def test_drop_ins_take_what_autocast_made_half(call: str, half: torch.dtype) -> None:
+    function, at = drop_ins()[call]
+    given = at.to(half)
+    value, _ = value_and_gradient(function, given.float())
+    found, found_gradient = value_and_gradient(function, given, forward_in=autocast(half))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6 * float(value.abs().max()))
+    assert found_gradient.dtype == half
 
 
 def test_mixed_parameters(model: HandModel) -> None:

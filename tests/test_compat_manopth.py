@@ -144,6 +144,8 @@ def test_translation_is_in_metres_and_replaces_centring(mano_root):
     (verts_mm, joints_mm), (verts_c, joints_c) = plain(coeffs), centred(coeffs, None, torch.zeros(2, 3))
     torch.testing.assert_close(verts_c, verts_mm - joints_mm[:, 9:10])
     torch.testing.assert_close(joints_c, joints_mm - joints_mm[:, 9:10])
+    for free, moved in zip(plain(coeffs), plain(coeffs, th_trans=trans_m[:1]), strict=True):
+        torch.testing.assert_close(moved, free + 1000 * trans_m[0])  # one for all
 
 
 def test_root_palm_is_the_middle_of_two_vertices(mano_root):
@@ -346,6 +348,22 @@ def _zeros(*shape: int) -> torch.Tensor:
         ({}, (_zeros(2, 9).float(),), ValueError, "th_pose_coeffs is torch.float32"),
         ({}, (_zeros(2, 9).long(),), TypeError, "th_pose_coeffs: expected a floating-point"),
         ({}, (_zeros(2, 9), _zeros(2, 9)), ValueError, r"th_betas: expected \(B, 10\)"),
+        *(
+            (
+                {},
+                (_zeros(2, 9), None, _zeros(*shape) + 1),
+                ValueError,
+                rf"th_trans: expected \(2, 3\) or .*, got {given}",
+            )
+            for shape, given in {
+                (2, 1, 3): r"\(2, 1, 3\)",
+                (1,): r"\(1,\)",
+                (2, 1): r"\(2, 1\)",
+                (3,): r"\(3,\)",
+                (3, 3): r"\(3, 3\)",
+            }.items()
+        ),
+        ({}, (_zeros(2, 9), None, [0.1, 0, 0]), TypeError, "th_trans: expected a tensor or None, got list"),
         (
             {"use_pca": False, "joint_rot_mode": "rotmat"},
             (_zeros(2, 48),),

@@ -20,6 +20,7 @@ from dhpe_fast.hand.model import HandModel
 from dhpe_fast.ops.lbs import lbs
 from dhpe_fast.reference.lbs import LbsBasis
 from dhpe_fast.rotation import axis_angle_to_matrix, rotation_6d_to_matrix
+from dhpe_fast.torch_settings import full_precision, out_of_half
 
 __all__ = ["ManoLayer"]
 
@@ -176,18 +177,20 @@ class ManoLayer(SkinnedModule):
             share_betas: use the mean of the betas for the whole batch.
 
         Raises:
-            TypeError: the pose is no floating-point tensor.
+            TypeError: the pose is no floating-point tensor, or the translation no tensor.
             ValueError: shapes or types do not fit.
         """
         basis = self.basis
-        full_pose = self._full_pose(th_pose_coeffs)
+        coeffs = self._checked_pose(th_pose_coeffs)
+        with full_precision(coeffs.device):
+            full_pose = self._full_pose(coeffs)
         verts_mm, joints_mm = lbs(full_pose, self._shape(th_betas, bool(share_betas)), basis)
         tips_mm = verts_mm.index_select(1, self._buffers["_tips"])
         if bool(root_palm):
             palm_mm = verts_mm.index_select(1, self._buffers["_palm"]).mean(1, keepdim=True)
             joints_mm = torch.cat([palm_mm, joints_mm[:, 1:]], 1)
         joints_mm = torch.cat([joints_mm, tips_mm], 1).index_select(1, self._buffers["_order"])
-        if th_trans is not None and bool((th_trans != 0).any()):
+        if _is_translation(th_trans, len(verts_mm)):
             offset_mm = MM_PER_M * th_trans[..., None, :]
             return verts_mm + offset_mm, joints_mm + offset_mm
         if self.center_idx is not None:
@@ -202,7 +205,6 @@ class ManoLayer(SkinnedModule):
     def _full_pose(self, coeffs: Tensor) -> Tensor:
         """Absolute rotations of all joints, (B, 16, 3) or (B, 16, 3, 3)."""
         buffers = self._buffers
-        self._check_pose(coeffs)
         if self._takes_matrices:
             return nearest_orthogonal(coeffs)
         root, fingers = coeffs[:, : self.rot], coeffs[:, self.rot : self.rot + self.ncomps]
@@ -220,11 +222,12 @@ class ManoLayer(SkinnedModule):
             raise ValueError(f"th_betas: expected (B, {N_SHAPE}) or (1, {N_SHAPE}), got {tuple(betas.shape)}")
         return betas.mean(0, keepdim=True) if share else betas
 
-    def _check_pose(self, coeffs: Tensor) -> None:
+    def _checked_pose(self, coeffs: Tensor) -> Tensor:
         if not isinstance(coeffs, Tensor) or not coeffs.is_floating_point():
             given = f"a tensor of {coeffs.dtype}" if isinstance(coeffs, Tensor) else type(coeffs).__name__
             raise TypeError(f"th_pose_coeffs: expected a floating-point tensor, got {given}")
         constants = self._buffers["th_v_template"]
+        coeffs = out_of_half(coeffs, constants.dtype)
         if (coeffs.dtype, coeffs.device) != (constants.dtype, constants.device):
             raise ValueError(
                 f"th_pose_coeffs is {coeffs.dtype} on {coeffs.device}, "
@@ -238,6 +241,23 @@ class ManoLayer(SkinnedModule):
                 f"th_pose_coeffs: expected (B, {self.rot + self.ncomps}) = {self.rot} of the root "
                 f"and {self.ncomps} of the fingers, got {tuple(coeffs.shape)}"
             )
+        return coeffs
+
+
+def _is_translation(
+    trans_m: Tensor | None,  # (B, 3) or (1, 3); of any shape if all zero, as manopth's default is
+    n_hands: int,
+) -> bool:
+    """Whether there is anything to add; raises ValueError if it cannot be added."""
+    if trans_m is None:
+        return False
+    if not isinstance(trans_m, Tensor):
+        raise TypeError(f"th_trans: expected a tensor or None, got {type(trans_m).__name__}")
+    if not bool((trans_m != 0).any()):
+        return False
+    if trans_m.dim() != 2 or trans_m.shape[1] != 3 or not (n_hands == 1 or trans_m.shape[0] in (1, n_hands)):
+        raise ValueError(f"th_trans: expected ({n_hands}, 3) or (1, 3), got {tuple(trans_m.shape)}")
+    return True
 
 
 def nearest_orthogonal(

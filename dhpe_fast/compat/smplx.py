@@ -24,6 +24,7 @@ from dhpe_fast.hand.mano_file import check_model
 from dhpe_fast.hand.mano_side import flip_shapedirs_x, shapedirs_x_sign_is_wrong
 from dhpe_fast.ops.lbs import lbs
 from dhpe_fast.reference.lbs import LbsBasis
+from dhpe_fast.torch_settings import full_precision, out_of_half
 
 __all__ = ["MANO", "MANOLayer", "MANOOutput", "build_layer", "create"]
 
@@ -267,7 +268,9 @@ class MANO(SkinnedModule):
     ) -> MANOOutput:
         """The hand at rest, without pose: ``vertices`` and ``v_shaped`` (B, 778, 3)."""
         betas = self._given("betas", betas)
-        v_shaped = self.v_template + torch.einsum("bs,vcs->bvc", betas, self.shapedirs)
+        betas = out_of_half(betas, self.shapedirs.dtype)
+        with full_precision(betas.device):
+            v_shaped = self.v_template + torch.einsum("bs,vcs->bvc", betas, self.shapedirs)
         return MANOOutput(vertices=v_shaped, v_shaped=v_shaped, betas=betas)
 
     def forward(
@@ -301,7 +304,10 @@ class MANO(SkinnedModule):
         hand_pose = self._given("hand_pose", hand_pose, self.hand_pose_size)
         transl = transl if transl is not None else self._parameters.get("transl")
         if self.use_pca:
-            hand_pose = hand_pose @ self._buffers["hand_components"]
+            components = self._buffers["hand_components"]
+            hand_pose = out_of_half(hand_pose, components.dtype)
+            with full_precision(hand_pose.device):
+                hand_pose = hand_pose @ components
         batch = _common_batch(global_orient=global_orient, hand_pose=hand_pose, betas=betas)
         full_pose = torch.cat([global_orient.expand(*batch, 3), hand_pose.expand(*batch, N_POSE)], -1)
         full_pose = full_pose + self._buffers["pose_mean"]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dhpe_fast.torch_settings import full_precision, out_of_half
+
 Vector = Sequence[float] | np.ndarray | Tensor
 """Three numbers, or three for each item of a batch."""
 
@@ -72,7 +74,8 @@ def _into_camera(
     x = normalize(torch.linalg.cross(up, z), dim=-1, eps=_NORMALIZE_EPS)
     y = normalize(torch.linalg.cross(z, x), dim=-1, eps=_NORMALIZE_EPS)
     axes = torch.stack(torch.broadcast_tensors(x, y, z), -1)  # (1 or B, 3, 3), one axis a column
-    return (vertices - eye[:, None]) @ axes
+    with full_precision(vertices.device):
+        return (vertices - eye[:, None]) @ axes
 
 
 def perspective(
@@ -102,6 +105,20 @@ def projection(
     1 broadcasts.
     """
     _check_vertices(vertices)
+    vertices = out_of_half(vertices, K.dtype)
+    with full_precision(vertices.device):
+        return _project(vertices, K, R, t, dist_coeffs, orig_size, eps)
+
+
+def _project(
+    vertices: Tensor,  # (B, V, 3)
+    K: Tensor,  # (B, 3, 3)
+    R: Tensor,  # (B, 3, 3)
+    t: Tensor,  # (B, 1, 3)
+    dist_coeffs: Tensor,  # (B, 5)
+    orig_size: float,
+    eps: float,
+) -> Tensor:  # (B, V, 3)
     x, y, z = (vertices @ R.transpose(-1, -2) + t).unbind(-1)
     x, y = x / (z + eps), y / (z + eps)
     k1, k2, p1, p2, k3 = dist_coeffs[:, None].unbind(-1)

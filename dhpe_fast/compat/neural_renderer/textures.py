@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from dhpe_fast.torch_settings import full_precision
+
 WRAPPINGS = ("REPEAT", "MIRRORED_REPEAT", "CLAMP_TO_EDGE", "CLAMP_TO_BORDER")
 
 
@@ -65,7 +67,8 @@ def cubes_from_image(
         uv = torch.where(turn > 1, 2 - turn, turn)
     elif wrapping == "CLAMP_TO_EDGE":
         uv = uv.clamp(0, 1)
-    at = torch.einsum("ijkc,fcd->fijkd", cube_weights(size).to(uv), uv)
+    with full_precision(uv.device):
+        at = torch.einsum("ijkc,fcd->fijkd", cube_weights(size).to(uv), uv)
     colors = grid_sample(
         image.permute(2, 0, 1)[None],
         (at * 2 - 1).reshape(1, 1, -1, 2),
