@@ -222,13 +222,21 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="FORMAT:ROOT:SPLIT, as rhd:data/RHD_published_v2:evaluation.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the reader of --data, as NAME=VALUE, for instance camera=sk; repeat it for several."),
+    ] = None,
     refine: Annotated[bool, typer.Option(help="Whether to measure the testing refinement (Eq. 11), too.")] = True,
     alignment: Annotated[
-        str | None, typer.Option(help="none, root, root_scale, centroid_scale or procrustes; root by default.")
+        str | None,
+        typer.Option(
+            help="root, root_scale, zb2017, centroid_scale, procrustes, or true_depth: left where they are, at the "
+            "true depth of the root. root by default; of fingertips alone true_depth."
+        ),
     ] = None,
     visible_only: Annotated[bool, typer.Option("--visible-only", help="Score annotated-visible joints only.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only so many samples, spread evenly.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    checkpoint: Annotated[str, typer.Option(help="last, or best on the validation sets.")] = "last",
     batch_size: Annotated[int, typer.Option(min=1, help="Hands at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 1,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
@@ -239,8 +247,10 @@ def evaluate(
         from dhpe_fast.evaluate import EvaluationOptions, as_text, evaluate
 
         _check_device(device)
+        if option and data is None:
+            raise ValueError("--option: is for the reader of --data, which was not given")
         options = EvaluationOptions(
-            source=None if data is None else data_source(data),
+            source=None if data is None else data_source(data, _options(option or [])),
             refinement=refine,
             alignment=alignment,
             visible_only=visible_only,
@@ -265,7 +275,7 @@ def progress(
         from dhpe_fast.plots import progress_plot
         from dhpe_fast.train import read_log
 
-        progress_plot(output, {run.name: read_log(run, "validation") for run in runs})
+        progress_plot(output, {name: read_log(run, "validation") for name, run in _named(runs).items()})
     typer.echo(f"wrote {output}", err=True)
 
 
@@ -332,6 +342,12 @@ def _check_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _named(runs: list[Path]) -> dict[str, Path]:
+    """Folders by their names, or where names repeat by their paths."""
+    names = [run.resolve().name for run in runs]
+    return {str(run) if names.count(name) > 1 else name: run for name, run in zip(names, runs, strict=True)}
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

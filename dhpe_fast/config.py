@@ -188,8 +188,8 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
         raise ConfigError(f"{os.fspath(source)} is no training configuration:\n" + "\n".join(lines)) from None
 
 
-def data_source(text: str) -> DataSource:
-    """A data set from ``FORMAT:ROOT:SPLIT``.
+def data_source(text: str, options: dict[str, Any] | None = None) -> DataSource:
+    """A data set from ``FORMAT:ROOT:SPLIT``, and options of its reader.
 
     Raises:
         ConfigError: if the text has other than three parts.
@@ -197,7 +197,7 @@ def data_source(text: str) -> DataSource:
     parts = text.split(":")
     if len(parts) != 3 or not all(parts):
         raise ConfigError(f"data: expected FORMAT:ROOT:SPLIT, as rhd:data/RHD_published_v2:evaluation, got {text!r}")
-    return DataSource(format=parts[0], root=Path(parts[1]), split=parts[2])
+    return DataSource(format=parts[0], root=Path(parts[1]), split=parts[2], options=options or {})
 
 
 def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from tqdm import tqdm
 
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.config import DataSource, TrainConfig
-from dhpe_fast.conventions import CROP_SIZE_PX, H_LAYOUT
-from dhpe_fast.data import HandBatch, HandCrops, apply_colour, make_loader, open_dataset
+from dhpe_fast.conventions import CROP_SIZE_PX, H_LAYOUT, STD_TIPS
+from dhpe_fast.data import Dataset, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
 from dhpe_fast.hand import HandModel, WeakPerspective
 from dhpe_fast.io import save_image
 from dhpe_fast.metrics import (
@@ -38,14 +39,19 @@ from dhpe_fast.plots import Curve, pck_plot
 from dhpe_fast.published_results import AUC, SEGMENTATION
 from dhpe_fast.refinement.descent import refine
 from dhpe_fast.shading import CLAY, shade
-from dhpe_fast.train import BEST, joints_in_metres, load_model, open_crops
+from dhpe_fast.train import LAST, joints_in_metres, load_model, open_crops
+from dhpe_fast.train.checkpoint import find_checkpoint, load_state
 from dhpe_fast.viz import composite, contact_sheet, draw_skeleton
 
-MEAN_HAND, REGRESSION, REFINED = "mean hand", "regression", "refined"
-"""What is measured: the mean of the training skeletons for every image; f_DHPE; and f_DHPE after Eq. 11."""
+MEAN_SKELETON, MEAN_POSE, REGRESSION, REFINED = "mean skeleton", "mean-pose hand", "regression", "refined"
+"""What is measured: two answers that do not look at the image, the mean of the training skeletons in the crop and the
+hand in its mean pose, upright, which an untrained network sees everywhere; f_DHPE; and f_DHPE after Eq. 11."""
 
 FINGERTIPS_ONLY = ("dexter_object",)
 """Data sets that know no other joints."""
+
+TRUE_DEPTH = "true_depth"
+"""The alignment that leaves estimates where they are, at the true depth of the root: a crop does not tell the depth."""
 
 _BASELINE_CROPS = 1000
 _SHEET_ROWS = 8
@@ -61,13 +67,15 @@ class EvaluationOptions:
     refinement: bool = True
     """Whether to measure Eq. 11, too."""
     alignment: str | None = None
-    """How estimates are placed before they are compared, see ``metrics.ALIGNMENTS``; None is the root, or for data sets
-    that know fingertips only, their absolute position."""
+    """How estimates are placed before they are compared: a key of ``metrics.ALIGNMENTS`` other than "none", or
+    ``TRUE_DEPTH``; None is "root", or for data sets that know fingertips only, ``TRUE_DEPTH``."""
     visible_only: bool = False
-    """Whether joints count only where they are annotated as visible, as in Zimmermann and Brox's evaluation."""
+    """Whether joints count only where they are annotated as visible, as in Zimmermann and Brox's evaluation; in all
+    measures of joints."""
     limit: int | None = None
     """Measure only so many samples, spread evenly."""
-    checkpoint: str = BEST
+    checkpoint: str = LAST
+    """Not the best one: that was chosen on the validation sets, which in the shipped configurations are test sets."""
     batch_size: int = 16
     workers: int = 1
     device: str | None = None
@@ -98,29 +106,16 @@ def evaluate(
     config, model = load_model(run, options.checkpoint)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = options.source or config.data.validation[0]
-    options = replace(options, alignment=_alignment(options.alignment, source.format in FINGERTIPS_ONLY))
     dataset = open_dataset(source.format, source.root, source.split, **source.options)
+    tips_only = dataset.name in FINGERTIPS_ONLY
+    options = replace(options, source=source, alignment=_alignment(options.alignment, tips_only), device=str(device))
     crops = HandCrops(dataset, config.model.image_size, joint0=config.model.joint0)
-    tips_only = source.format in FINGERTIPS_ONLY
-    sets = _measure(model.to(device, memory_format=torch.channels_last), crops, config, options, device)
-    report = {
-        "run": os.fspath(run),
-        "dataset": {"format": source.format, "root": str(source.root), "split": source.split},
-        "samples": len(sets[REGRESSION].joints_m),
-        "without_labels": sets[REGRESSION].n_unlabelled,
-        "alignment": options.alignment,
-        "joint0": config.model.joint0,
-        "refinement": asdict(config.refinement),
-        "scores": {name: _scores(found, options, tips_only) for name, found in sets.items()},
-        "published": {
-            "auc": [row._asdict() for row in AUC if row.dataset == source.format],
-            "segmentation": [row._asdict() for row in SEGMENTATION if row.dataset == source.format],
-        },
-    }
+    sets = _measure(model.to(device, memory_format=torch.channels_last), crops, config, options)
+    report = _without_nan(_facts(run, config, dataset, options) | _results(sets, dataset.name, options))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "evaluation.json", (json.dumps(report, indent=1) + "\n").encode())
-    _plot(output / "pck.png", sets, options, source.format, tips_only)
+    write_whole(output / "evaluation.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    _plot(output / "pck.png", sets, options, dataset.name)
     save_image(output / "hands.png", _sheet(model, sets))
     return report
 
@@ -129,12 +124,71 @@ def as_text(report: dict[str, Any]) -> str:
     """The scores of ``evaluate`` as a table."""
     scores = report["scores"]
     names = list(dict.fromkeys(key for found in scores.values() for key in found))
-    lines = [f"{report['samples']} hands of {report['dataset']['root']}, alignment: {report['alignment']}"]
-    lines.append(f"{'':20}" + "".join(f"{name:>14}" for name in scores))
+    data, checkpoint = report["dataset"], report["checkpoint"]
+    lines = [
+        f"{report['samples']} hands of {data['root']} ({data['name']}), alignment: {report['options']['alignment']}, "
+        f"checkpoint: {checkpoint['name']}, after {checkpoint['epochs']} epochs"
+    ]
+    lines += [f"{name}: {count} estimates are not finite" for name, count in report["not_finite"].items() if count]
+    lines.append(f"{'':20}" + "".join(f"{name:>16}" for name in scores))
     for key in names:
-        cells = (f"{found[key]:14.3f}" if key in found else f"{'-':>14}" for found in scores.values())
+        values = (found.get(key) for found in scores.values())
+        cells = (f"{'-':>16}" if value is None else f"{value:16.3f}" for value in values)
         lines.append(f"{key:20}" + "".join(cells))
     return "\n".join(lines)
+
+
+def _facts(
+    run: str | os.PathLike[str], config: TrainConfig, dataset: Dataset, options: EvaluationOptions
+) -> dict[str, Any]:
+    """What was measured, with what, and what was known beforehand."""
+    folder = find_checkpoint(Path(run), options.checkpoint)
+    progress = load_state(folder).get("progress", {})
+    source = options.source.model_dump(mode="json")
+    return {
+        "run": os.fspath(run),
+        "checkpoint": {
+            "name": options.checkpoint,
+            "epochs": progress.get("epoch"),
+            "steps": progress.get("step"),
+        },
+        "options": asdict(replace(options, source=None)) | {"source": source},
+        "dataset": {"name": dataset.name, **source},
+        "given": {"square": _origin_of_square(dataset, options.source), "root_depth": "labels", "side": "labels"},
+        "joint0": config.model.joint0,
+        "refinement": asdict(config.refinement),
+    }
+
+
+def _origin_of_square(dataset: Dataset, source: DataSource) -> str:
+    if dataset.labels.crops is None:
+        return "labels"
+    if source.options.get("boxes") is not None:
+        return f"boxes: {source.options['boxes']}"
+    return "labels of the fingertips" if dataset.name in FINGERTIPS_ONLY else "the whole image"
+
+
+def _results(sets: dict[str, Measured], name: str, options: EvaluationOptions) -> dict[str, Any]:
+    found = sets[REGRESSION]
+    return {
+        "samples": len(found.joints_m),
+        "without_labels": found.n_unlabelled,
+        "not_finite": {label: int((~own.finite).sum()) for label, own in sets.items()},
+        "scores": {label: _scores(label, own, options, name in FINGERTIPS_ONLY) for label, own in sets.items()},
+        "published": {
+            "auc": [row._asdict() for row in AUC if row.dataset == name],
+            "segmentation": [row._asdict() for row in SEGMENTATION if row.dataset == name],
+        },
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no number that is not finite; null stands for it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------
@@ -145,7 +199,7 @@ class Measured:
     """Estimates and truths over a set of S hands, on the CPU."""
 
     joints_m: Tensor
-    """(S, 21, 3) estimates, at the true depth of the root"""
+    """(S, 21, 3) estimates, at the true depth of the root; 0 where they are not finite"""
     truth_m: Tensor
     """(S, 21, 3) NaN where not annotated"""
     visible: Tensor
@@ -154,6 +208,8 @@ class Measured:
     """(S, 21, 2) pixels of a 224 crop"""
     truth2d: Tensor
     """(S, 21, 2) the same"""
+    finite: Tensor
+    """(S,) whether the estimate is; if not, its joints are infinitely far away"""
     pixels: SegmentationCounts | None = None
     """None where no mask is known or estimated"""
     iou: Tensor | None = None
@@ -165,27 +221,25 @@ class Measured:
     """image (3, S, S), h (63,), 2D joints (21, 2) in pixels of the crop, of the first hands"""
 
 
-def _measure(
-    model: DHPE, crops: HandCrops, config: TrainConfig, options: EvaluationOptions, device: torch.device
-) -> dict[str, Measured]:
-    mean_joints = _mean_hand(config)
-    parts: dict[str, list[Measured]] = {MEAN_HAND: [], REGRESSION: []} | ({REFINED: []} if options.refinement else {})
+def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: EvaluationOptions) -> dict[str, Measured]:
+    device = torch.device(options.device)
+    mean_skeleton = _mean_skeleton(config).to(device)
+    mean_pose = initial_hand(model.hand, config.model.joint0).packed()
+    parts: dict[str, list[Measured]] = {MEAN_SKELETON: [], MEAN_POSE: [], REGRESSION: []}
+    parts |= {REFINED: []} if options.refinement else {}
+    steps = vars(config.refinement)
     for batch in _batches(crops, options, device):
-        constant = mean_joints.to(device).expand(len(batch), -1, -1)
-        parts[MEAN_HAND].append(_measured(batch, constant))
+        parts[MEAN_SKELETON].append(_measured(batch, mean_skeleton.expand(len(batch), -1, -1)))
+        parts[MEAN_POSE].append(_of_params(model, batch, mean_pose.expand(len(batch), -1)))
         (h, joints2d_px), ms = _timed(lambda batch=batch: _regressed(model, batch), device, len(batch))
         parts[REGRESSION].append(_of_params(model, batch, h, ms))
         if options.refinement:
-            steps = vars(config.refinement)
             refined, more_ms = _timed(
-                lambda batch=batch, h=h, joints2d_px=joints2d_px, steps=steps: refine(
-                    model, batch.images, h, joints2d_px, **steps
-                ),
+                lambda batch=batch, h=h, joints2d_px=joints2d_px: refine(model, batch.images, h, joints2d_px, **steps),
                 device,
                 len(batch),
             )
-            found = refined.h
-            parts[REFINED].append(_of_params(model, batch, found, ms + more_ms))
+            parts[REFINED].append(_of_params(model, batch, refined.h, ms + more_ms))
     return {name: _joined(rows) for name, rows in parts.items()}
 
 
@@ -207,15 +261,15 @@ def _regressed(model: DHPE, batch: HandBatch) -> tuple[Tensor, Tensor]:
     return estimate.h, estimate.joints2d_px
 
 
-def _mean_hand(config: TrainConfig) -> Tensor:
-    """The mean skeleton (1, 21, 3) of the training crops, crop frame: the best that one answer for all can do."""
+def _mean_skeleton(config: TrainConfig) -> Tensor:
+    """The mean (1, 21, 3) of the training skeletons in their crops; over many orientations it shrinks to a point."""
     crops = open_crops(config, training=True, augmented=False)
     chosen = np.unique(np.linspace(0, len(crops) - 1, min(_BASELINE_CROPS, len(crops))).round().astype(int))
-    skeletons = np.stack([crops[0, int(index)].joints_crop for index in chosen])
+    skeletons = np.stack([crops.joints_crop(int(index)) for index in chosen])
     return torch.from_numpy(np.nanmean(skeletons, axis=0)).float()[None]
 
 
-def _of_params(model: DHPE, batch: HandBatch, h: Tensor, ms: float) -> Measured:
+def _of_params(model: DHPE, batch: HandBatch, h: Tensor, ms: float | None = None) -> Measured:
     with torch.no_grad():
         projection = model.project(h)
     found = _measured(batch, projection.joints)
@@ -235,18 +289,21 @@ def _of_params(model: DHPE, batch: HandBatch, h: Tensor, ms: float) -> Measured:
 def _measured(batch: HandBatch, joints_crop: Tensor) -> Measured:
     missing = torch.where(batch.valid[..., None], 0.0, torch.nan)
     to_224 = CROP_SIZE_PX / batch.size
+    finite = joints_crop.isfinite().all(-1).all(-1)
+    joints_crop = torch.where(finite[:, None, None], joints_crop, 0.0)
     return Measured(
         joints_m=joints_in_metres(batch, joints_crop).cpu(),
         truth_m=(batch.joints_m + missing).cpu(),
         visible=batch.visible.cpu(),
         joints2d=((0.5 * joints_crop[..., :2] + 0.5) * CROP_SIZE_PX).cpu(),
         truth2d=(batch.joints2d_px * to_224 + missing).cpu(),
+        finite=finite.cpu(),
     )
 
 
 def _joined(rows: list[Measured]) -> Measured:
     first = rows[0]
-    names = ("joints_m", "truth_m", "visible", "joints2d", "truth2d")
+    names = ("joints_m", "truth_m", "visible", "joints2d", "truth2d", "finite")
     joined = Measured(*(torch.cat([getattr(row, name) for row in rows]) for name in names))
     labelled = joined.truth_m.isfinite().all(-1).any(-1)
     if not labelled.any():
@@ -257,9 +314,10 @@ def _joined(rows: list[Measured]) -> Measured:
     if first.pixels is not None:
         joined.pixels = sum((row.pixels for row in rows), SegmentationCounts())
         joined.iou = torch.cat([row.iou for row in rows])[labelled]
+        joined.examples = [example for row in rows for example in row.examples][:_SHEET_ROWS]
+    if first.ms_per_hand is not None:
         # The first call warms up.
         joined.ms_per_hand = float(np.median([row.ms_per_hand for row in rows[1:] or rows]))
-        joined.examples = [example for row in rows for example in row.examples][:_SHEET_ROWS]
     return joined
 
 
@@ -276,33 +334,53 @@ def _timed(function: Callable[[], Any], device: torch.device, n: int) -> tuple[A
 # --- Reporting ------------------------------------------------------------------------------------------------
 
 
-def _distances_mm(found: Measured, options: EvaluationOptions, tips_only: bool) -> Tensor:  # (S, 21) or (S, 5)
-    if tips_only:
-        return fingertip_distances_mm(found.joints_m, found.truth_m, alignment=options.alignment)
-    visible = found.visible if options.visible_only else None
-    return joint_distances_mm(found.joints_m, found.truth_m, alignment=options.alignment, visible=visible)
+def _distances_mm(found: Measured, options: EvaluationOptions, alignment: str | None = None) -> Tensor:  # (S, 21 or 5)
+    wanted = options.alignment if alignment is None else alignment
+    place = "none" if wanted == TRUE_DEPTH else wanted
+    if options.source.format in FINGERTIPS_ONLY:
+        distances = fingertip_distances_mm(found.joints_m, found.truth_m, alignment=place)
+        return _counted(distances, found, options, list(STD_TIPS))
+    return _counted(joint_distances_mm(found.joints_m, found.truth_m, alignment=place), found, options)
+
+
+def _counted(
+    distances: Tensor,  # (S, N)
+    found: Measured,
+    options: EvaluationOptions,
+    joints: list[int] | slice = slice(None),
+) -> Tensor:
+    """NaN for joints that are not to count; infinite for those of estimates that are not finite."""
+    counts = found.truth_m.isfinite().all(-1)
+    if options.visible_only:
+        counts = counts & found.visible
+    counts = counts[:, joints]
+    distances = torch.where(found.finite[:, None], distances, torch.inf)
+    return torch.where(counts, distances, torch.nan)
 
 
 def _alignment(wish: str | None, tips_only: bool) -> str:
     if wish is None:
-        return "none" if tips_only else "root"
-    accepted = [name for name in ALIGNMENTS if not tips_only or name in ("none", "centroid_scale", "procrustes")]
+        return TRUE_DEPTH if tips_only else "root"
+    accepted = [TRUE_DEPTH, *(name for name in ALIGNMENTS if name != "none")]
+    if tips_only:
+        accepted = [TRUE_DEPTH, "centroid_scale", "procrustes"]
     if wish not in accepted:
         what = "of fingertips alone " if tips_only else ""
         raise ValueError(f"alignment {what}is one of {', '.join(accepted)}, got {wish!r}")
     return wish
 
 
-def _scores(found: Measured, options: EvaluationOptions, tips_only: bool) -> dict[str, Any]:
-    distances = _distances_mm(found, options, tips_only)
+def _scores(label: str, found: Measured, options: EvaluationOptions, tips_only: bool) -> dict[str, Any]:
+    distances = _distances_mm(found, options)
     errors = epe(distances)
     presets = ("do_0_100",) if tips_only else ("zb2017_20_50", "zb2017_0_50")
     scores: dict[str, Any] = {"epe_mm": errors.mean, "epe_median_mm": errors.median}
     scores |= {f"auc_{name}": auc(distances, name) for name in presets}
-    if not tips_only:
-        aligned = joint_distances_mm(found.joints_m, found.truth_m, alignment="procrustes")
-        scores["pa_mpjpe_mm"] = float(aligned.nanmean())
-    scores["joints2d_px"] = float(joint_distances_px(found.joints2d, found.truth2d).nanmean())
+    # The mean skeleton is of no hand's form, so that nothing can be learnt from its distance in form.
+    if not tips_only and label != MEAN_SKELETON:
+        scores["pa_mpjpe_mm"] = float(_distances_mm(found, options, "procrustes").nanmean())
+    offsets_px = _counted(joint_distances_px(found.joints2d, found.truth2d), found, options)
+    scores["joints2d_px"] = float(offsets_px.nanmean())
     if found.pixels is not None and found.pixels.true_positive + found.pixels.false_negative:
         pixels = found.pixels
         scores |= {"iou": pixels.iou, "precision": pixels.precision, "recall": pixels.recall, "f1": pixels.f1}
@@ -312,12 +390,10 @@ def _scores(found: Measured, options: EvaluationOptions, tips_only: bool) -> dic
     return scores
 
 
-def _plot(path: Path, sets: dict[str, Measured], options: EvaluationOptions, name: str, tips_only: bool) -> None:
+def _plot(path: Path, sets: dict[str, Measured], options: EvaluationOptions, name: str) -> None:
+    tips_only = name in FINGERTIPS_ONLY
     limits = _CURVE_MM[tips_only]
-    curves = [
-        Curve(label, limits, pck_curve(_distances_mm(found, options, tips_only), limits))
-        for label, found in sets.items()
-    ]
+    curves = [Curve(label, limits, pck_curve(_distances_mm(found, options), limits)) for label, found in sets.items()]
     what = "fingertips" if tips_only else "joints"
     published = [row for row in AUC if row.dataset == name]
     pck_plot(path, curves, title=f"{what} of {name}, alignment: {options.alignment}", published=published)
@@ -339,10 +415,14 @@ def _sheet(model: DHPE, sets: dict[str, Measured]) -> np.ndarray:
 
 
 def _overlay(hand: HandModel, picture: np.ndarray, h: Tensor, joints2d_px: Tensor) -> np.ndarray:
+    if not joints2d_px.isfinite().all():
+        return picture
     return draw_skeleton(_with_mesh(hand, picture, h, alpha=0.6), joints2d_px.double().numpy())
 
 
 def _with_mesh(hand: HandModel, picture: np.ndarray, h: Tensor, alpha: float = 1.0) -> np.ndarray:
+    if not h.isfinite().all():
+        return picture
     size = picture.shape[0]
     verts = hand.decode(h[None]).verts_m[0]
     layer = shade(verts, hand.faces, WeakPerspective(size / 2, (size / 2, size / 2)), (size, size), material=CLAY)

@@ -12,7 +12,7 @@ import torch
 from dataset_files import STD, dots, hand_at, pixels, rows, write_picture
 
 from dhpe_fast.data import CropAugmentation, DatasetError, Sample, make_crop
-from dhpe_fast.data.crop import BORDER_GREY
+from dhpe_fast.data.crop import BORDER_GREY, joints_in_crop
 from dhpe_fast.data.normalize import Square, denormalize
 from dhpe_fast.hand import CropBox, Pinhole
 
@@ -70,6 +70,15 @@ def test_labels_are_at_the_dots(tmp_path, side, augmentation, size):
             found += 1
         assert item.mirrored == (side == "left")
     assert found >= 5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_labels_alone_need_no_picture(tmp_path, side):
+    sample = write_sample(tmp_path, seed=2, side=side)
+    expected = make_crop(sample, 32).joints_crop
+    sample.image_file.unlink()
+    np.testing.assert_allclose(joints_in_crop(sample), expected, atol=1e-12)
+    assert np.abs(joints_in_crop(sample, "wrist") - expected)[0].max() > 0.1
 
 
 def test_the_paper_crop_by_hand(tmp_path):

@@ -92,25 +92,75 @@ def make_crop(
     """
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"size: expected a whole number of pixels >= 1, got {size!r}")
-    if any(sample.camera.dist):
-        raise ValueError(f"camera of {sample.name}: has lens distortion; undistort images and labels first")
     image, mask = sample.read_image(), sample.read_mask()
     if mask is not None and mask.shape != image.shape[:2]:
         raise DatasetError(
             f"{sample.mask_file}: is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), but "
             f"{sample.image_file} {image.shape[1]} x {image.shape[0]}"
         )
+    jitter = SquareJitter() if rng is None else draw_square_jitter(augmentation, rng)
+    look = draw_look(augmentation, rng) if rng is not None and augmentation.varies_look else None
     width = image.shape[1]
+    placed = _placed(sample, width, jitter, joint0, wrist_rule)
+    mirrored, square = sample.side == "left", placed.square
+    to_image = _image_of_crop(square, jitter.angle, width if mirrored else None)
+    visible = palm_visibility(sample.visible) if (sample.joint0, joint0) == ("wrist", "palm") else sample.visible
+    valid = np.isfinite(placed.joints_crop).all(axis=1)
+    return CropItem(
+        name=sample.name,
+        image=_resample(image, to_image, square.size_px, size, BORDER_GREY),
+        mask=None if mask is None else _mask(mask, to_image, square.size_px, size),
+        joints_crop=placed.joints_crop,
+        valid=valid,
+        visible=visible & valid,
+        joints_m=placed.joints_m,
+        camera=placed.camera,
+        center_px=square.center_px,
+        size_px=square.size_px,
+        angle=jitter.angle,
+        root_depth_m=placed.root_depth_m,
+        mirrored=mirrored,
+        joint0=joint0,
+        look=look,
+        verts_m=None if sample.verts_m is None else sample.verts_m * (_MIRROR if mirrored else 1.0),
+    )
+
+
+def joints_in_crop(
+    sample: Sample,
+    joint0: Joint0 = "palm",
+    *,
+    wrist_rule: str = "ring",
+) -> np.ndarray:
+    """``joints_crop`` (21, 3) of ``make_crop`` without augmentation; no picture is read.
+
+    Raises:
+        DatasetError, ValueError: as ``make_crop``, but for what is wrong with pictures.
+    """
+    # Image and square are mirrored about the same line, so that in the crop it does not matter where that is.
+    width = 0 if sample.image_size is None else sample.image_size[1]
+    return _placed(sample, width, SquareJitter(), joint0, wrist_rule).joints_crop
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """The labels of a crop, mirrored if the hand is a left one."""
+
+    square: CropBox
+    camera: np.ndarray
+    joints_m: np.ndarray
+    joints_crop: np.ndarray
+    root_depth_m: float
+
+
+def _placed(sample: Sample, width: int, jitter: SquareJitter, joint0: Joint0, wrist_rule: str) -> _Placed:
+    if any(sample.camera.dist):
+        raise ValueError(f"camera of {sample.name}: has lens distortion; undistort images and labels first")
     mirrored = sample.side == "left"
     view = mirror_camera(sample.camera, width) if mirrored else sample.camera
     camera = np.array((view.fx, view.fy, view.cx, view.cy))
     joints_m = with_joint0(sample.joints_m, sample.joint0, joint0, wrist_rule) * (_MIRROR if mirrored else 1.0)
-    visible = palm_visibility(sample.visible) if (sample.joint0, joint0) == ("wrist", "palm") else sample.visible
-
-    jitter = SquareJitter() if rng is None else draw_square_jitter(augmentation, rng)
-    look = draw_look(augmentation, rng) if rng is not None and augmentation.varies_look else None
     square = _jittered(_square(sample, joints_m, camera, width), jitter)
-    to_image = _image_of_crop(square, jitter.angle, width if mirrored else None)
     root_depth_m = root_depth(joints_m)
     joints_crop = normalize(
         torch.from_numpy(joints_m),
@@ -120,25 +170,7 @@ def make_crop(
         ),
         torch.tensor(root_depth_m, dtype=torch.float64),
     ).numpy()
-    valid = np.isfinite(joints_crop).all(axis=1)
-    return CropItem(
-        name=sample.name,
-        image=_resample(image, to_image, square.size_px, size, BORDER_GREY),
-        mask=None if mask is None else _mask(mask, to_image, square.size_px, size),
-        joints_crop=joints_crop,
-        valid=valid,
-        visible=visible & valid,
-        joints_m=joints_m,
-        camera=camera,
-        center_px=square.center_px,
-        size_px=square.size_px,
-        angle=jitter.angle,
-        root_depth_m=root_depth_m,
-        mirrored=mirrored,
-        joint0=joint0,
-        look=look,
-        verts_m=None if sample.verts_m is None else sample.verts_m * (_MIRROR if mirrored else 1.0),
-    )
+    return _Placed(square, camera, joints_m, joints_crop, root_depth_m)
 
 
 def root_depth(

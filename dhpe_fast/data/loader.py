@@ -23,7 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from dhpe_fast.conventions import CROP_SIZE_PX
 from dhpe_fast.data.augmentation import CropAugmentation, Look
 from dhpe_fast.data.batch import Appearance, HandBatch
-from dhpe_fast.data.crop import CropItem, make_crop
+from dhpe_fast.data.crop import CropItem, joints_in_crop, make_crop
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.joint0 import JOINT0, WRIST_OF_PALM, Joint0
 from dhpe_fast.data.sample import Dataset, Sample
@@ -82,6 +82,10 @@ class HandCrops(TorchDataset[CropItem]):
         """The sample of item `index`."""
         dataset, own_index = self._place(index)
         return dataset[own_index]
+
+    def joints_crop(self, index: int) -> np.ndarray:
+        """Labels (21, 3) of item `index` in the crop frame, not augmented, NaN where not annotated; no file is read."""
+        return joints_in_crop(self.sample(index), self.joint0, wrist_rule=self.wrist_rule)
 
     def __getitem__(self, key: int | tuple[int, int]) -> CropItem:
         """The crop for (epoch, index); a lone index is of epoch 0.

@@ -89,8 +89,8 @@ def write_synthetic(
     """Draws a data set into the folder `root`, which appears when it is complete.
 
     Written are colour, mask and depth images and the annotation pickle of both splits, readable by this package's and
-    by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``. Beside
-    them, ``root/recipe.json`` has the arguments: by that file a drawn set is told from RHD.
+    by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``.
+    Beside them, ``root/recipe.json`` has the arguments: by that file a drawn set is told from RHD.
 
     Args:
         root: a folder that does not exist yet.
