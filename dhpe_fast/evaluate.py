@@ -239,7 +239,9 @@ def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: Evalua
                 device,
                 len(batch),
             )
-            parts[REFINED].append(_of_params(model, batch, refined.h, ms + more_ms))
+            # Refinement answers to everything; where there was no estimate, there is none to refine.
+            found = torch.where(h.isfinite().all(-1, keepdim=True), refined.h, torch.nan)
+            parts[REFINED].append(_of_params(model, batch, found, ms + more_ms))
     return {name: _joined(rows) for name, rows in parts.items()}
 
 
