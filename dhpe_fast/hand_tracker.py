@@ -98,26 +98,33 @@ class HandTracker:
         clock: StageClock,
     ) -> tuple[list[TrackedHand], list[str]]:
         """The hands of the next frame, in the order of the evidence; and why some of them could not be fitted."""
-        self._tracks = [t for t in self._tracks if time_s - t.time_s <= self._tracking.resume_s]
-        known = list(self._tracks)
+        if self._options.side is not None:  # the caller knows better than the source
+            hands = [replace(hand, side=self._options.side) for hand in hands]
+        known = self._tracks = [t for t in self._tracks if time_s - t.time_s <= self._tracking.resume_s]
         tracked, faults = [], []
         for hand, index in zip(hands, match([t.last_seen for t in known], hands, self._tracking), strict=True):
-            frame = _Frame(image_size, hand, time_s)
+            frame, clock_of_hand = _Frame(image_size, hand, time_s), clock.copy()
             try:
-                tracked.append(self._fit(frame, None if index is None else known[index], clock.copy()))
+                if index is None:
+                    tracked.append(self._open(frame, clock_of_hand))
+                else:
+                    found = self._follow(frame, known[index], clock_of_hand)
+                    tracked.append(self._tracked(frame, known[index], found, clock_of_hand))
             except ValueError as error:
                 faults.append(str(error))
         return tracked, faults
 
-    def _fit(self, frame: _Frame, track: _Track | None, clock: StageClock) -> TrackedHand:
-        if track is None:
-            found = self._search(frame, frame.evidence.side, clock)
-            track = _Track(self._opened, found)
-            track.vote(frame.evidence)
-            self._tracks.append(track)
-            self._opened += 1
-        else:
-            found = self._follow(frame, track, clock)
+    def _open(self, frame: _Frame, clock: StageClock) -> TrackedHand:
+        found = self._search(frame, frame.evidence.side, clock)
+        track = _Track(self._opened, found)
+        track.vote(frame.evidence)
+        hand = self._tracked(frame, track, found, clock)
+        self._tracks = [*self._tracks, track]
+        self._opened += 1
+        return hand
+
+    def _tracked(self, frame: _Frame, track: _Track, found: _Found, clock: StageClock) -> TrackedHand:
+        """What was found, smoothed, as the caller gets it; the track remembers it for the next frame."""
         clock.lap("refine")
         if self._smooth is not None and (track.filter is None or found.searched):
             track.filter = HandFilter(self._smooth)
@@ -138,7 +145,7 @@ class HandTracker:
         return _Found(view, PlacedHand.of(view, refined.state), refined, searched=True)
 
     def _follow(self, frame: _Frame, track: _Track, clock: StageClock) -> _Found:
-        if self._options.side is None and track.vote(frame.evidence):
+        if track.vote(frame.evidence):
             searched = self._search(frame, track.side, clock)
             shaped = track.shaped.in_view(searched.view)
             return replace(_refined(searched.view, shaped, searched.placed), searched=True)

@@ -168,6 +168,15 @@ def test_one_look_at_the_wrong_side_changes_nothing_and_many_do():
     assert frames[7].hands[0].fit.model.side == "left"
 
 
+def test_the_side_that_the_caller_names_goes_before_that_of_the_source():
+    keypoint = motion(1)[0].joints2d_px.numpy()
+    looks = [[HandEvidence(keypoint, np.ones(21), side)] for side in ("right", "left", "right")]
+    frames = list(dhpe_fast.fit_video([BLANK] * 3, keypoints=looks, hand="left"))
+    assert [frame.hands[0].fit.side for frame in frames] == ["left"] * 3
+    assert ids(frames) == [[0]] * 3
+    assert [frame.hands[0].searched for frame in frames] == [True, False, False]
+
+
 def test_a_sudden_other_pose_is_searched():
     """The warm start would stay in the last pose's basin: a fist where a flat hand was, seen from behind."""
     before, after = motion(1, 3)[0], motion(1, 6)[0]
