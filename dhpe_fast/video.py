@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ TRACKING = Tracking()
 
 SEARCH_ITERATIONS = 50
 """The most steps of the refinement where a hand is searched."""
+_END = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,8 @@ def fit_video(
     images: VideoReader | Iterable[Any] = VideoReader(frames) if isinstance(frames, str | os.PathLike) else frames
     if not isinstance(images, Iterable):
         raise TypeError(f"frames: expected a path or images, got {type(frames).__name__}")
+    if isinstance(images, Sized) and isinstance(keypoints, Sized) and len(images) != len(keypoints):
+        raise ValueError(f"keypoints: expected an entry for each of {len(images)} frames, got {len(keypoints)}")
     source = evidence_source(evidence) if keypoints is None else _GivenHands(keypoints, order)
     fps = fps or (images.fps if isinstance(images, VideoReader) else FALLBACK_FPS)
     return VideoFit(images, source, HandTracker(options, tracking, smooth), fps)
@@ -189,8 +192,8 @@ class VideoFit(Iterator[FrameFit]):
 
     def __next__(self) -> FrameFit:
         clock = StageClock()
-        image = next(self._images, None)
-        if image is None:
+        image = next(self._images, _END)
+        if image is _END:
             fault = None if self._ended else self.fault
             self._ended = True
             self.close()
@@ -207,7 +210,8 @@ class VideoFit(Iterator[FrameFit]):
                 clock.lap("evidence")
                 tracked, faults = self._tracker.step(image.shape[:2], hands, time_s, clock)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"frame {index}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"frame {index}: {error}") from error
         self._meter.add(tracked)
         return FrameFit(index, time_s, image, tuple(tracked), tuple(faults))
 

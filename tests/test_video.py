@@ -287,6 +287,11 @@ BAD_INPUT = {
     "fps": ({"fps": 0}, ValueError, "fps: expected a number in"),
     "smooth": ({"smooth": True}, TypeError, "smooth: expected a Smoothing or None, got bool"),
     "tracking": ({"tracking": 0.5}, TypeError, "tracking: expected a Tracking, got float"),
+    "too few entries": (
+        {"keypoints": [KEYPOINT] * 3},
+        ValueError,
+        "keypoints: expected an entry for each of 1 frames, got 3",
+    ),
     "keypoints": ({"keypoints": 5}, TypeError, "keypoints: expected an entry for each frame, got int"),
     "evidence": ({"keypoints": None, "evidence": "magic"}, ValueError, "evidence.*magic"),
 }
@@ -303,7 +308,12 @@ BAD_FRAMES = {
     "size": ([BLANK, BLANK[:, :200]], [None, None], "frame 1: image: is 200 x 240 px, the frames before it are 320 x"),
     "no image": ([BLANK, np.zeros((2, 4, 4, 7), np.uint8)], [None, None], "frame 1: image: expected"),
     "shape": ([BLANK] * 2, [None, KEYPOINT[:20]], r"frame 1: keypoints.*\(20, 2\)"),
-    "too few entries": ([BLANK] * 2, [None], "frame 1: keypoints: there are none for this frame; give None for one"),
+    "no frame": ([BLANK, None], [None, None], "frame 1: image: expected a path, a numpy array or a tensor"),
+    "too few entries": (
+        iter([BLANK] * 2),
+        [None],
+        "frame 1: keypoints: there are none for this frame; give None for one",
+    ),
 }
 
 
@@ -312,5 +322,5 @@ def test_a_bad_frame_is_named_by_its_number(case):
     frames, keypoints, message = BAD_FRAMES[case]
     video = dhpe_fast.fit_video(frames, keypoints=keypoints)
     next(video)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         next(video)
