@@ -37,7 +37,7 @@ from dhpe_fast.nets import DHPE
 from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.plots import Curve, pck_plot
 from dhpe_fast.published_results import AUC, SEGMENTATION
-from dhpe_fast.refinement.descent import refine
+from dhpe_fast.refinement import Refiner
 from dhpe_fast.shading import CLAY, shade
 from dhpe_fast.train import LAST, joints_in_metres, load_model, open_crops
 from dhpe_fast.train.checkpoint import find_checkpoint, load_state
@@ -227,15 +227,15 @@ def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: Evalua
     mean_pose = initial_hand(model.hand, config.model.joint0).packed()
     parts: dict[str, list[Measured]] = {MEAN_SKELETON: [], MEAN_POSE: [], REGRESSION: []}
     parts |= {REFINED: []} if options.refinement else {}
-    steps = vars(config.refinement)
+    refiner = Refiner(model, **vars(config.refinement)) if options.refinement else None
     for batch in _batches(crops, options, device):
         parts[MEAN_SKELETON].append(_measured(batch, mean_skeleton.expand(len(batch), -1, -1)))
         parts[MEAN_POSE].append(_of_params(model, batch, mean_pose.expand(len(batch), -1)))
         (h, joints2d_px), ms = _timed(lambda batch=batch: _regressed(model, batch), device, len(batch))
         parts[REGRESSION].append(_of_params(model, batch, h, ms))
-        if options.refinement:
+        if refiner is not None:
             refined, more_ms = _timed(
-                lambda batch=batch, h=h, joints2d_px=joints2d_px: refine(model, batch.images, h, joints2d_px, **steps),
+                lambda batch=batch, h=h, joints2d_px=joints2d_px: refiner(batch.images, h, joints2d_px),
                 device,
                 len(batch),
             )

@@ -191,9 +191,9 @@ def test_any_network_will_do(images, mask):
 
 def test_other_crops_take_the_place_of_the_first_ones(network, images, mask):
     frozen = FrozenFeatures(network)
-    first, second = MaskedFeatures(frozen, images, 32), MaskedFeatures(frozen, images.flip(0), 32)
+    first, second = MaskedFeatures(frozen, images, 32), MaskedFeatures(frozen, images[1:], 32)
     before = first(mask)
-    for found, expected in zip(first.on(*second.tensors)(mask), second(mask), strict=True):
+    for found, expected in zip(first.on(*second.tensors)(mask[1:]), second(mask[1:]), strict=True):
         assert torch.equal(found, expected)
     for found, expected in zip(first(mask), before, strict=True):
         assert torch.equal(found, expected)

@@ -64,11 +64,11 @@ def test_the_frozen_copy_refines_like_the_network_itself(dhpe, batch):
 def test_a_refiner_does_what_refine_does_batch_after_batch(dhpe, model, interval):
     options = OPTIONS | {"feature_interval": interval}
     refiner = Refiner(dhpe, **options)
-    for seed in (3, 4):
-        images, start, joints2d_px = crops(model, seed)
+    for n in (2, 1):
+        images, start, joints2d_px = (tensor[:n] for tensor in crops(model, 3 + n))
         found = refiner(images, start, joints2d_px)
         expected = refine(dhpe, images, start, joints2d_px, **options, fused=False)
-        assert found.energy["total"].shape == (6, 2)
+        assert found.energy["total"].shape == (6, n)
         torch.testing.assert_close(found.h, expected.h, rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(found.energy["total"], expected.energy["total"], rtol=1e-7, atol=1e-9)
     reason = "CUDA graphs need all tensors on a CUDA device, some are on: cpu"

@@ -180,9 +180,9 @@ def _rectified(gradient: Tensor, rectified: Tensor) -> Tensor:
 class MaskedFeatures:
     """||F(x) - F(m * x)||^2 (Eq. 11) and its derivative by the mask m, for a batch of crops x.
 
-    F(x) is computed once. With `feature_size`, F sees crops and masks averaged down to that many pixels a side: cheaper by
-    the square, and another F, as its receptive field covers more of the hand. The derivative is that of the whole, by
-    the mask as it is given.
+    F(x) is computed once. With `feature_size`, F sees crops and masks averaged down to that many pixels a side: cheaper
+    by the square, and another F, as its receptive field covers more of the hand. The derivative is that of the whole,
+    by the mask as it is given.
 
     Attributes:
         features: (B, N) F(x).
@@ -210,7 +210,7 @@ class MaskedFeatures:
         if images.shape[-2] != size:
             raise ValueError(f"images: expected square crops (B, 3, S, S), got {tuple(images.shape)}")
         self._extract = extract
-        self._shape = (len(images), size, size)
+        self._size = size
         self._average = None
         if feature_size is not None and feature_size != size:
             self._average = box_filter(size, feature_size).to(images)
@@ -250,7 +250,7 @@ class MaskedFeatures:
         images: Tensor,  # (B, 3, s, s)
         features: Tensor,  # (B, N)
     ) -> MaskedFeatures:
-        """The same for other ``tensors`` of these shapes, without running F."""
+        """The same for other crops, as many as there are, given their ``tensors``: F does not run."""
         other = copy.copy(self)
         other._images, other.features = images, features
         return other
@@ -269,8 +269,9 @@ class MaskedFeatures:
         return difference.square().sum(-1).to(mask.dtype)
 
     def _leaf(self, mask: Tensor) -> Tensor:
-        if tuple(mask.shape) != self._shape:
-            raise ValueError(f"mask: expected {self._shape}, got {tuple(mask.shape)}")
+        expected = (len(self._images), self._size, self._size)
+        if tuple(mask.shape) != expected:
+            raise ValueError(f"mask: expected {expected}, got {tuple(mask.shape)}")
         return self._smaller(mask.detach().to(self._images.dtype)).clone()
 
     def _smaller(self, images: Tensor) -> Tensor:  # (..., S, S)
