@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from synthetic_mano import mano_by_loops
 from torch.autograd import gradcheck
 
+from dhpe_fast.compat._skinning import basis_from_mano
 from dhpe_fast.compat.manopth import ManoLayer, nearest_orthogonal, symmetric_6d_to_matrix
 from dhpe_fast.hand import HandModel
 from dhpe_fast.rotation import axis_angle_to_matrix, matrix_to_rotation_6d
@@ -375,6 +376,17 @@ def _zeros(*shape: int) -> torch.Tensor:
 def test_bad_arguments_are_named(mano_root, options, arguments, error, message):
     with pytest.raises(error, match=message):
         ManoLayer(mano_root=mano_root, **options)(*arguments)
+
+
+def test_a_negative_weight_is_a_weight():
+    """Slots go to the weights that differ most from zero; a row with as many zeros keeps its negative one."""
+    weights = torch.zeros(3, 16)
+    weights[:, :4] = torch.tensor([[1.2, -0.2, 0.0, 0.0], [0.5, 0.0, 0.3, 0.2], [0.0, 0.0, -0.1, 1.1]])
+    arrays = torch.randn(3, 3), torch.randn(3, 3, 10), torch.randn(3, 3, 135), torch.rand(16, 3)
+    basis = basis_from_mano(*arrays, weights)
+    assert basis.skin_joints.shape == (3, 3)
+    dense = torch.zeros(3, 16).scatter_add(1, basis.skin_joints.long(), basis.skin_weights)
+    assert torch.equal(dense, weights)
 
 
 # --- manopth itself ---

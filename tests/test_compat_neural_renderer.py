@@ -13,9 +13,11 @@ from meshes import sphere
 
 from dhpe_fast import ops
 from dhpe_fast.compat import neural_renderer as nr
+from dhpe_fast.compat.neural_renderer.textures import look_up
 
 SQUARE = torch.tensor([[[-0.5, -0.5, 1], [0.5, -0.5, 1], [0.5, 0.5, 1], [-0.5, 0.5, 1]]])
 SQUARE_FACES = torch.tensor([[[0, 1, 2], [0, 2, 3]]], dtype=torch.int32)  # counter-clockwise, y up
+BEYOND = torch.tensor([[[0, 1, 4], [0, 2, 3]]])  # one more vertex than there are
 LEFT_TOP = torch.tensor([[[-1.0, 1, 1], [-1, 0, 1], [0, 1, 1]]])  # the upper left triangle of the image
 
 
@@ -45,19 +47,29 @@ PUBLISHED = {
         [[0.8, 0.8, 1.0], [0.0, -0.5, 1], [0.2, -0.4, 1]],
         (25, 35, 1.0),
         [[1.6725862, -0.26021874, 0], [1.41986704, -1.64284933, 0], [0, 0, 0]],
+        {
+            1e-4: [[1.67258, -0.26022, 0], [1.41987, -1.64285, 0], [0, 0, 0]],
+            1e-3: [[1.67007, -0.26016, 0], [1.41806, -1.64043, 0], [0, 0, 0]],
+        },
     ),
     "a pixel on the face that should be empty": (
         [[0.8, 0.8, 1.0], [-0.5, -0.8, 1], [0.8, -0.8, 1]],
         (40, 50, 0.0),
         [[0.98646867, 1.04628897, 0], [-1.03415668, -0.10403691, 0], [3.00094461, -1.55173182, 0]],
+        {
+            1e-4: [[0.98643, 1.04630, 0], [-1.03417, -0.10404, 0], [3.00086, -1.55172, 0]],
+            1e-3: [[0.98463, 1.04531, 0], [-1.03320, -0.10399, 0], [2.99278, -1.54955, 0]],
+        },
     ),
 }
+"""Corners, the pixel and what it is wanted to be; the gradient as published, within 1%; and from the paper's formula in
+float64, by eps."""
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
 @pytest.mark.parametrize("mode", ["silhouettes", "rgb", None])
 def test_published_gradients(device, case, mode):
-    corners, (row, column, wanted), published = PUBLISHED[case]
+    corners, (row, column, wanted), published, by_eps = PUBLISHED[case]
     renderer = nr.Renderer(camera_mode="look_at", image_size=64, anti_aliasing=False, perspective=False)
     renderer.light_intensity_ambient, renderer.light_intensity_directional = 1.0, 0.0
     vertices = in_batch(torch.tensor(corners)).to(device).requires_grad_()
@@ -68,6 +80,29 @@ def test_published_gradients(device, case, mode):
     (mask[:, row, column] - wanted).abs().sum().backward()
     torch.testing.assert_close(vertices.grad[2].cpu(), torch.tensor(published), rtol=1e-2, atol=1e-6)
     assert (vertices.grad[[0, 1, 3]] == 0).all()
+    # Pictures are drawn with the renderer's own eps, silhouettes with the rasterizer's.
+    exact = torch.tensor(by_eps[1e-4 if mode == "silhouettes" else 1e-3])
+    torch.testing.assert_close(vertices.grad[2].cpu(), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+@pytest.mark.parametrize("eps", [1e-4, 1e-3])
+@pytest.mark.parametrize("call", ["rasterize_silhouettes", "rasterize", "Renderer"])
+def test_eps_is_heard(case, eps, call):
+    corners, (row, column, wanted), _, by_eps = PUBLISHED[case]
+    corners, faces = torch.tensor([[corners]], requires_grad=True), torch.tensor([[[0, 1, 2]]])
+    if call == "rasterize_silhouettes":
+        mask = nr.rasterize_silhouettes(torch.cat([corners, corners.flip(2)], 1), 64, False, eps=eps)
+    elif call == "rasterize":
+        mask = nr.rasterize(torch.cat([corners, corners.flip(2)], 1), torch.ones(1, 2, 2, 2, 2, 3), 64, False, eps=eps)[
+            :, 0
+        ]
+    else:
+        renderer = in_ndc(image_size=64, anti_aliasing=False)
+        renderer.rasterizer_eps = eps
+        mask = renderer(corners[0], faces, white(faces), mode="rgb")[:, 0]
+    (mask[:, row, column] - wanted).abs().sum().backward()
+    torch.testing.assert_close(corners.grad[0, 0], torch.tensor(by_eps[eps]), rtol=0, atol=1e-4)
 
 
 SIGNATURES = {
@@ -252,7 +287,7 @@ def test_background_near_and_far():
     assert (rgb[0, :, 4, 4] == 1).all()
     assert alpha.sum() == 16
     assert (depth[0, 0, 0], depth[0, 4, 4]) == (2.0, 1.0)
-    for z in (0.4, 2.5):
+    for z in (0.4, 2.0, 2.5):  # far itself is not nearer than far
         away = SQUARE * torch.tensor([1, 1, z])
         _, depth, alpha = renderer(away, SQUARE_FACES, white(SQUARE_FACES))
         assert alpha.sum() == 0
@@ -306,6 +341,15 @@ def test_textures_are_trilinear_in_barycentric_coordinates():
         linear = np.array([1 - (x + 1) / 2 - (y + 1) / 2, (x + 1) / 2, (y + 1) / 2])
         in_space = linear / np.array([1, 2, 4])
         np.testing.assert_allclose(rgb[:, row, column], in_space / in_space.sum(), atol=1e-3)
+
+
+def test_a_lookup_keeps_eps_away_from_the_last_cell():
+    # At a corner the lookup lies between the last two of four cells, a quarter of the way back.
+    cube = torch.zeros(1, 1, 4, 4, 4, 3)
+    cube[0, 0, 3, 0, 0], cube[0, 0, 2, 0, 0] = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
+    corner = torch.tensor([[[[1.0, 0, 0]]]])
+    colors = look_up(cube, torch.zeros(1, 1, 1, dtype=torch.int32), corner, 0.25)
+    torch.testing.assert_close(colors[0, 0, 0], torch.tensor([0.75, 0.25, 0]))
 
 
 def test_a_reversed_face_shows_the_same_colours():
@@ -484,6 +528,14 @@ def test_mesh(tmp_path):
         (lambda: nr.Renderer()(SQUARE, SQUARE_FACES, mode="depth"), "K: the camera mode 'projection' needs it"),
         (lambda: nr.look_at(SQUARE[0], [0, 0, 1]), r"vertices: expected a tensor \(B, V, 3\), got shape \(4, 3\)"),
         (lambda: nr.look_at(SQUARE, [0, 0]), r"eye has shape \(2,\)"),
+        *(
+            (
+                lambda mode=mode: in_ndc(fill_back=False)(SQUARE, BEYOND, white(BEYOND), mode=mode),
+                "faces holds 4, expected",
+            )
+            for mode in ("rgb", "silhouettes", "depth", None)
+        ),
+        (lambda: nr.vertices_to_faces(SQUARE, -BEYOND), "faces holds -4, expected 0 to 3"),
         (lambda: nr.rasterize_silhouettes(SQUARE), r"faces has shape \(1, 4, 3\), expected \(B, F, 3, 3\)"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dhpe_fast.reference._arguments import check_face_range
 from dhpe_fast.torch_settings import full_precision, out_of_half
 
 Vector = Sequence[float] | np.ndarray | Tensor
@@ -137,11 +138,13 @@ def vertices_to_faces(
     """The corners of every face.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit; or, on the CPU, if a face names a vertex that is not there.
     """
     _check_vertices(vertices)
     if faces.dim() != 3 or faces.shape[0] != vertices.shape[0] or faces.shape[2] != 3:
         raise ValueError(f"faces has shape {tuple(faces.shape)}, expected ({vertices.shape[0]}, F, 3)")
+    if not faces.is_cuda:  # where looking would wait for the device
+        check_face_range(faces, vertices.shape[1])
     image = torch.arange(len(vertices), device=vertices.device)[:, None, None]
     return vertices[image, faces.long()]
 
