@@ -29,7 +29,7 @@ SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette silhouette_edge silhouette_soft \
-	interpolate visibility_gradient refine instruction_sets))
+	interpolate visibility_gradient refine newton instruction_sets))
 
 GPU_BENCHES := bench_lbs bench_raster
 BENCH_SCRIPTS := roofline scaling bench_refine newton_against_descent bench_fit keypoint_fit silhouette_area silhouette_recovery
