@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, normalize
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import avg_pool2d, embedding_bag, normalize
 from torch.utils.data import Dataset as TorchDataset
 
 from dhpe_fast.conventions import H_LAYOUT, H_SIZE, MIDDLE_MCP, N_SHAPE
@@ -37,6 +40,8 @@ _GRAZING = (0.10, 0.35)
 """A surface seen at the lower cosine or less gives no colour; from the upper on it gives all."""
 _SMOOTHING = 0.05
 """Weight of equal colours at both ends of an edge, against the observed colours."""
+_ACCURACY = 1e-6
+"""Residual of the colours that are filled in, of the norm of the right side."""
 _SUPERSAMPLE = 2
 
 
@@ -59,12 +64,7 @@ class TextureRenderer:
     def __init__(self, hand: HandModel) -> None:
         """Takes the hand whose meshes are to be drawn."""
         self.faces = hand.faces
-        adjacency = torch.zeros(len(hand.v_template), len(hand.v_template), device=self.faces.device)
-        corners = hand.faces.long()
-        for a, b in ((0, 1), (1, 2), (2, 0)):
-            adjacency[corners[:, a], corners[:, b]] = 1.0
-            adjacency[corners[:, b], corners[:, a]] = 1.0
-        self._graph_laplacian = torch.diag(adjacency.sum(1)) - adjacency
+        self._neighbours = _neighbours(hand.faces.long(), len(hand.v_template))
 
     def texture(
         self,
@@ -120,8 +120,72 @@ class TextureRenderer:
         # A little of the mean colour everywhere: a hand of which nothing was seen has a solution, too.
         mean = (seen * colors).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1e-6)
         floor = 1e-4
-        matrix = torch.diag_embed(seen[..., 0] + floor) + _SMOOTHING * self._graph_laplacian.to(seen)
-        return torch.linalg.solve(matrix, seen * colors + floor * mean)
+        return _Smoothed.apply(seen + floor, seen * colors + floor * mean, self._neighbours)
+
+
+class _Smoothed(torch.autograd.Function):
+    """The x with (diag(weight) + smoothing * L) x = right, L the Laplacian of the graph of the mesh.
+
+    By conjugate gradients, preconditioned by the diagonal: a few dozen products with a sparse matrix. Every column of
+    every hand stops by itself, so that a hand does not depend on those beside it. The matrix is symmetric: the gradient
+    is the solution for the incoming one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,  # (B, V, 1) > 0
+        right: Tensor,  # (B, V, C)
+        neighbours: Tensor,  # (V, D)
+    ) -> Tensor:
+        solution = _solved(weight, right, neighbours)
+        ctx.save_for_backward(weight, solution, neighbours)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, solution, neighbours = ctx.saved_tensors
+        grad_right = _solved(weight, grad, neighbours)
+        return -(grad_right * solution).sum(-1, keepdim=True), grad_right, None
+
+
+def _solved(weight: Tensor, right: Tensor, neighbours: Tensor) -> Tensor:
+    n, columns = neighbours.shape[0], right.shape[0] * right.shape[2]
+
+    def rows(x: Tensor) -> Tensor:  # (B, V, C) -> (V, B * C): what a vertex has lies together
+        return x.permute(1, 0, 2).reshape(n, columns).contiguous()
+
+    b, w = rows(right.detach()), rows(weight.detach().expand_as(right))
+    diagonal = w + _SMOOTHING * (neighbours != torch.arange(n, device=b.device)[:, None]).sum(1, keepdim=True)
+    own = w + _SMOOTHING * neighbours.shape[1]  # entries that fill the table up name the vertex itself: they cancel
+    x = b / own
+    residual = b - own * x + _SMOOTHING * embedding_bag(neighbours, x, mode="sum")
+    enough = (_ACCURACY * torch.linalg.vector_norm(b, dim=0)) ** 2
+    direction, along = torch.zeros_like(x), torch.ones_like(enough)
+    for _ in range(n):
+        open_columns = residual.square().sum(0) > enough
+        if not open_columns.any():
+            break
+        scaled = residual / diagonal
+        fresh = (residual * scaled).sum(0)
+        direction = scaled + fresh / along * direction
+        along = fresh.clamp_min(torch.finfo(b.dtype).tiny)
+        image = own * direction - _SMOOTHING * embedding_bag(neighbours, direction, mode="sum")
+        step = open_columns * fresh / (direction * image).sum(0).clamp_min(torch.finfo(b.dtype).tiny)
+        x, residual = x + step * direction, residual - step * image
+    return x.reshape(n, right.shape[0], right.shape[2]).permute(1, 0, 2).contiguous()
+
+
+def _neighbours(faces: Tensor, n: int) -> Tensor:
+    """(n, D) int64: of each vertex, the other ends of its edges, and then itself."""
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    pairs = torch.unique(torch.cat([edges @ edges.new_tensor((n, 1)), edges @ edges.new_tensor((1, n))]))
+    start, end = pairs // n, pairs % n
+    degree = torch.bincount(start, minlength=n)
+    table = torch.arange(n, device=faces.device)[:, None].repeat(1, int(degree.max()))
+    table[start, torch.arange(len(start), device=faces.device) - (degree.cumsum(0) - degree)[start]] = end
+    return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,22 +259,18 @@ def propose_instances(
     Betas are uniform within ``SHAPE_RANGE`` standard deviations; the turn is a rotation about x, y and z, each by an
     angle uniform in [0, 2 pi]. Pose and texture stay (Sec. 3.5). They depend on `seed`, epoch, source and number only.
     """
-    rows = [row for row in range(len(h)) for _ in range(n_per_seed) if bool(h[row].isfinite().all())]
-    numbers = [k for row in range(len(h)) for k in range(n_per_seed) if bool(h[row].isfinite().all())]
-    if not rows:
+    rows = h.isfinite().all(1).nonzero()[:, 0].repeat_interleave(n_per_seed)
+    if len(rows) == 0:
         return Instances.empty()
-    drawn = np.stack(
-        [
-            np.random.default_rng((seed, epoch, int(source[row]), number)).uniform(-1, 1, N_SHAPE + 3)
-            for row, number in zip(rows, numbers, strict=True)
-        ]
-    )
+    numbers = torch.arange(n_per_seed).repeat(len(rows) // n_per_seed)
+    keys = (np.full(1, seed), np.full(1, epoch), source[rows, None].numpy(), numbers[:, None].numpy())
+    drawn = 2 * _uniform(*keys, np.arange(N_SHAPE + 3)) - 1
     angles = torch.from_numpy((drawn[:, N_SHAPE:] + 1) * np.pi)
     about = [axis_angle_to_matrix(torch.eye(3, dtype=angles.dtype)[k] * angles[:, k : k + 1]) for k in range(3)]
     return Instances(
         source=source[rows].clone(),
         epoch=torch.full((len(rows),), epoch),
-        number=torch.tensor(numbers),
+        number=numbers,
         h=h[rows].float(),
         betas=torch.from_numpy(SHAPE_RANGE * drawn[:, :N_SHAPE]).float(),
         turn=matrix_to_quaternion(about[0] @ about[1] @ about[2]).float(),
@@ -254,15 +314,18 @@ def draw_instances(
     behind = []
     for row in range(len(instances)):
         numbers = (seed, int(instances.epoch[row]), int(instances.source[row]), int(instances.number[row]), 1)
-        picture = random_background((size, size), np.random.default_rng(numbers), backgrounds)
-        behind.append(torch.from_numpy(picture).permute(2, 0, 1))
+        behind.append(_background(size, np.random.default_rng(numbers), backgrounds))
     background = torch.stack(behind).to(images) if behind else torch.zeros_like(images)
     drawn = rgb + (1 - coverage[:, None]) * background
     return drawn.clamp(0, 1), (coverage >= 0.5).to(images), verts
 
 
 class AugmentedCrops(TorchDataset[CropItem]):
-    """Training crops, and after them the instances made of them; items as of ``HandCrops``."""
+    """Training crops, and after them the instances made of them; items as of ``HandCrops``.
+
+    A new view was taken by no camera: its joints are annotated in the crop frame only, and what places it in an image
+    (``joints_m``, ``camera``, ``center_px``, ``size_px``, ``root_depth_m``) is NaN.
+    """
 
     def __init__(
         self,
@@ -325,15 +388,29 @@ class AugmentedCrops(TorchDataset[CropItem]):
         )
 
 
+def _background(size: int, rng: np.random.Generator, files: Sequence[Path]) -> Tensor:  # (3, S, S)
+    """A photograph, or a drawn one; that is out of focus, and drawn at half the size in a third of the time."""
+    drawn_size = size if files else (size + 1) // 2
+    picture = random_background((drawn_size, drawn_size), rng, files)
+    if drawn_size != size:
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
 def _mixed(*numbers: np.ndarray) -> np.ndarray:
-    """A scrambled 64-bit number for each row (Steele et al. 2014, SplitMix)."""
-    total = np.zeros(len(numbers[0]), np.uint64)
+    """A scrambled 64-bit number for each tuple of whole numbers (Steele et al. 2014, SplitMix); shapes broadcast."""
+    total = np.zeros(np.broadcast_shapes(*(number.shape for number in numbers)), np.uint64)
     for number in numbers:
         total = total + number.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         total = (total ^ (total >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         total = (total ^ (total >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         total = total ^ (total >> np.uint64(31))
     return total
+
+
+def _uniform(*numbers: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each tuple of whole numbers."""
+    return (_mixed(*numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def _to_pixels(verts: Tensor, height: int, width: int) -> Tensor:

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from dhpe_fast import augment
 from dhpe_fast.augment import (
     SHAPE_RANGE,
     AugmentedCrops,
     Instances,
     TextureRenderer,
+    _Smoothed,
     draw_instances,
     instance_params,
     propose_instances,
 )
 from dhpe_fast.conventions import H_LAYOUT, MIDDLE_MCP
-from dhpe_fast.data import CropAugmentation, HandCrops, open_dataset, render_hands
+from dhpe_fast.data import CropAugmentation, HandCrops, collate, open_dataset, render_hands
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets.mesh_estimator import initial_hand
@@ -91,6 +93,31 @@ def test_hidden_skin_takes_on_the_colours_around_it(seen):
         assert ((hidden >= low) & (hidden <= high)).all()
 
 
+def test_filled_in_colours_are_the_minimum(seen):
+    """Against the dense system, in float64, of seen_i |x_i - c_i|^2 and 0.05 |x_i - x_j|^2 along the edges."""
+    faces = seen[2].faces
+    torch.manual_seed(0)
+    weight = torch.rand(2, 778, 1, dtype=torch.float64)
+    weight[:, 300:] = 1e-4
+    right = weight * torch.rand(2, 778, 3, dtype=torch.float64)
+    matrix = torch.diag_embed(weight[..., 0])
+    for i, j in {tuple(sorted((face[k], face[k - 1]))) for face in faces.tolist() for k in range(3)}:
+        for row, column, value in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            matrix[:, row, column] += 0.05 * value
+    leaves = [x.clone().requires_grad_() for x in (weight, right)]
+    dense = torch.linalg.solve(matrix.detach() + torch.diag_embed(leaves[0][..., 0] - weight[..., 0]), leaves[1])
+    upstream = torch.randn_like(right)
+    expected = torch.autograd.grad((dense * upstream).sum(), leaves)
+    neighbours = TextureRenderer(seen[2])._neighbours
+    found = _Smoothed.apply(*leaves, neighbours)
+    gradients = torch.autograd.grad((found * upstream).sum(), leaves)
+    for one, other in zip((found, *gradients), (dense, *expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float(other.detach().abs().max()))
+    alone = _Smoothed.apply(weight[1:].float(), right[1:].float(), neighbours)
+    together = _Smoothed.apply(weight.float(), right.float(), neighbours)
+    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-5)
+
+
 def test_a_hand_beside_the_image_has_finite_colours(seen):
     images, h, model = seen
     verts = model.decode(h).verts_m + torch.tensor((9.0, 0, 0))
@@ -153,6 +180,20 @@ def test_proposals_do_not_depend_on_their_batch(seen):
         torch.testing.assert_close(value, together.state()[name][2:4])
 
 
+def test_no_number_of_a_proposal_tells_another(seen):
+    """Neither of its own, nor of its neighbours by seed, epoch, source or number: correlations of 2000 pairs."""
+    h, source = seen[1][:1].expand(2000, 63), torch.arange(2000)
+
+    def betas(**changes) -> np.ndarray:
+        found = propose_instances(h, source, **({"epoch": 2, "n_per_seed": 2, "seed": 1} | changes))
+        return found.betas.numpy().reshape(2000, 2, 10)
+
+    first = betas()
+    rows = [first[:, 0], first[:, 1], np.roll(first[:, 0], 1, 0), betas(epoch=3)[:, 0], betas(seed=2)[:, 0]]
+    correlation = np.corrcoef(np.concatenate(rows, axis=1).T)
+    assert np.abs(correlation - np.eye(50)).max() < 0.1  # 4.5 standard deviations
+
+
 def test_predictions_that_are_not_finite_are_no_seeds(seen):
     h = seen[1].clone()
     h[1, 3] = torch.nan
@@ -185,6 +226,21 @@ def test_the_same_numbers_give_the_same_picture(seen):
     first = draw_instances(images[found.source], found, model)
     again = draw_instances(images[found.source[2:3]], Instances.from_state(found.state())[2:3], model)
     torch.testing.assert_close(again[0][0], first[0][2])
+
+
+@pytest.mark.parametrize(("files", "drawn_at"), [((), 24), (("photo.jpg",), 48)], ids=["drawn", "photographed"])
+def test_drawn_backgrounds_are_out_of_focus_and_photographs_are_not(seen, monkeypatch, files, drawn_at):
+    sizes = []
+
+    def background(image_size, rng, chosen):
+        sizes.append((image_size, chosen))
+        return rng.random((*image_size, 3), np.float32)
+
+    monkeypatch.setattr(augment, "random_background", background)
+    images = torch.zeros(1, 3, 48, 48)
+    drawn, _, _ = draw_instances(images, proposals(seen)[:1], seen[2], files)
+    assert sizes == [((drawn_at, drawn_at), files)]
+    assert drawn.shape == (1, 3, 48, 48)
 
 
 def test_the_pool_keeps_the_newest_in_an_order_of_its_own(seen):
@@ -230,4 +286,8 @@ def test_training_items_of_instances(tmp_path, joint0):
     extent = np.ptp(item.joints_crop[:, :2], axis=0).max()
     assert extent == pytest.approx(2 / 1.5, rel=1e-3)
     assert (item.index, item.joint0, item.look is not None) == (6, joint0, True)
+    batch = collate([item, items[9, 2]])
+    for name in ("joints_m", "camera", "center_px", "size_px", "root_depth_m"):  # no camera took it
+        assert getattr(batch, name)[0].isnan().all()
+        assert getattr(batch, name)[1].isfinite().all()
     np.testing.assert_array_equal(items[9, 2].image, crops[9, 2].image)
