@@ -70,14 +70,17 @@ def training() -> str:
         "iou": "mask, IoU",
     }
     gated, constant = (next(row for row in result["rows"] if row["run"] == name) for name in ("gated", "constant"))
-    columns = [gated["scores"][name] for name in ("mean hand", "regression", "refined")]
+    constant_answers = [name for name in ("mean skeleton", "mean-pose hand") if name in gated["scores"]]
+    columns = [gated["scores"][name] for name in (*constant_answers, "regression", "refined")]
     columns += [constant["scores"][name] for name in ("regression", "refined")]
-    head = (plural(gated["samples"], "held-out hand"), "mean hand", "networks", "refined, Eq. 11")
+    head = (plural(gated["samples"], "held-out hand"), *constant_answers, "networks", "refined, Eq. 11")
     head += ("networks, constant λ", "the same, refined")
     rows = [
-        (text, *(number(scores[key]) if key in scores else "" for scores in columns)) for key, text in names.items()
+        (text, *("" if scores.get(key) is None else number(scores[key]) for scores in columns))
+        for key, text in names.items()
     ]
-    minutes = f"Trained in {gated['minutes']:.0f} minutes: {machine(result['run'])}."
+    minutes = f"Trained in {gated['minutes']:.0f} minutes: {machine(result['run'])}"
+    minutes += f"; measured at {result['evaluated']['commit']}." if "evaluated" in result else "."
     return f"{markdown(head, *rows)}\n\n{minutes}"
 
 

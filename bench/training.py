@@ -3,8 +3,9 @@
     python bench/training.py [WORKING_FOLDER]
 
 Trains the configuration `tiny` once as it is and once with a constant weight of the silhouette (the paper's Fig. 5(f)),
-and measures both on held-out hands, with and without testing refinement. A run that is there already is resumed.
-Figures go to bench/results/training.json, pictures beside it.
+and measures both on held-out hands, with and without testing refinement. A run that is there already is resumed; where
+both have ended, they are measured anew, and the result keeps what it says of the machine that trained them. Figures go
+to bench/results/training.json, pictures beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, run_facts, write_result
+from result_files import read
 
 from dhpe_fast.config import load_config
 from dhpe_fast.evaluate import EvaluationOptions, as_text, evaluate
@@ -26,12 +28,13 @@ RUNS = {"gated": (), "constant": ("loss.gate.mode=constant",)}
 
 def main(folder: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
+    rows, trained = [], False
     for name, changes in RUNS.items():
         data = folder / "data"
         splits = {part: f"[{{format: rhd, root: {data}, split: {split}}}]" for part, split in SPLITS.items()}
         places = [f"data.{part}={source}" for part, source in splits.items()]
         config = load_config("tiny", [*places, f"data.synthesize.root={data}", *changes])
+        trained |= len(read_log(folder / name, "validation")) < config.optimisation.epochs
         train(config, folder / name, resume="auto", device=device)
         minutes = sum(line["seconds"] for line in read_log(folder / name, "validation")) / 60
         report = evaluate(folder / name, folder / f"{name}-evaluation", EvaluationOptions(device=device))
@@ -41,7 +44,9 @@ def main(folder: Path) -> None:
     progress_plot(RESULTS / "training_gate.png", logs)
     shutil.copyfile(folder / "gated-evaluation" / "hands.png", RESULTS / "training_hands.png")
     curves = {name: [{key: line[key] for key in KEPT} for line in lines] for name, lines in logs.items()}
-    print(f"-> {write_result('training', {'run': run_facts(device), 'rows': rows, 'curves': curves})}")
+    facts, before = run_facts(device), read("training")
+    origin = {"run": facts} if trained or before is None else {"run": before["run"], "evaluated": facts}
+    print(f"-> {write_result('training', {**origin, 'rows': rows, 'curves': curves})}")
 
 
 SPLITS = {"train": "train", "validation": "test"}

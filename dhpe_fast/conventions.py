@@ -54,6 +54,9 @@ N_WRIST_RING = 16
 CROP_SIZE_PX = 224
 """Side of the network's input crop."""
 
+CROP_MARGIN = 1.5
+"""Side of the paper's crop by the longer side of the tight box around the 2D joints (Eq. 8)."""
+
 # --- Layout of h --------------------------------------------------------------------------------------------
 
 H_LAYOUT: dict[str, slice] = {
@@ -98,6 +101,9 @@ STD_PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 0, 13, 14, 15, 0, 17, 1
 
 MIDDLE_MCP = 9
 """STD index of the middle finger's MCP joint, the root of the paper's normalisation (Eq. 8)."""
+
+SCALE_BONE = (MIDDLE_MCP, MIDDLE_MCP + 1)
+"""Middle MCP to PIP: the bone whose length gives the scale in Zimmermann and Brox 2017."""
 
 STD_TIPS = (4, 8, 12, 16, 20)
 """STD indices of the fingertips, thumb to little."""

@@ -174,6 +174,23 @@ def test_as_many_rounds_as_fit_but_three():
     assert len(calls) == 2 + 2 + 3  # a tenth of three rounds is none
 
 
+def test_networks_stand_beside_answers_that_do_not_look_at_the_image(monkeypatch):
+    """The mean skeleton has no form to compare; a score that is not finite is null."""
+    scores = {
+        "mean skeleton": {"epe_mm": 47.6, "joints2d_px": 41.9},
+        "mean-pose hand": {"epe_mm": 52.3, "pa_mpjpe_mm": 15.4, "joints2d_px": 40.1},
+        "regression": {"epe_mm": None, "pa_mpjpe_mm": 14.6, "joints2d_px": 20.5},
+        "refined": {"epe_mm": 24.3, "pa_mpjpe_mm": 15.0, "joints2d_px": 19.4},
+    }
+    rows = [{"run": name, "minutes": 9.0, "samples": 200, "scores": scores} for name in ("gated", "constant")]
+    run = {"processor": "one", "threads": 2, "commit": "abc"}
+    monkeypatch.setattr(readme_table, "read", lambda _: {"run": run, "rows": rows})
+    head, _, epe, form, *_ = readme_table.training().splitlines()
+    assert head.startswith("| 200 held-out hands | mean skeleton | mean-pose hand | networks | refined, Eq. 11 |")
+    assert epe.split("|")[2:6] == [" 47.6 ", " 52.3 ", "  ", " 24.3 "]
+    assert form.split("|")[2:6] == ["  ", " 15.4 ", " 14.6 ", " 15.0 "]
+
+
 def test_a_figure_that_drifted_is_noticed_and_mended(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     begin, end = "<!-- measured: goals; bench/readme_table.py writes this -->", "<!-- end of measured -->"

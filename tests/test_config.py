@@ -44,6 +44,9 @@ def test_the_paper_s_setting():
     assert (config.self_supervision.start_epoch, config.self_supervision.instances_per_seed) == (20, 3)
     assert (config.refinement.iterations, config.refinement.optimizer, config.refinement.step_size) == (50, "gd", 1e-3)
     assert [source.format for source in config.data.train] == ["rhd", "stb"]
+    # Zimmermann and Brox's rule, with whose results those on RHD are compared.
+    rhd = [source for source in (*config.data.train, *config.data.validation) if source.format == "rhd"]
+    assert [source.options for source in rhd] == [{"hand": "dominant_by_mask"}] * 2
 
 
 def test_defaults_fill_what_a_file_leaves_out(file):

@@ -19,7 +19,8 @@ pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
 from small_run import BATCHES, losses, small_batch, small_run_changes
 
 from dhpe_fast.config import ConfigError, Synthesis, load_config
-from dhpe_fast.train import LAST, CheckpointError, load_model, loop, read_log, train
+from dhpe_fast.train import LAST, CheckpointError, checkpoint, load_model, loop, read_log, train
+from dhpe_fast.train.log import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,15 @@ def test_two_processes_are_one_and_one_goes_on_with_their_run(changes, tmp_path)
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """Files, then the folder that holds their names, then the folder in which it is renamed."""
+    flushed = []
+    monkeypatch.setattr(checkpoint, "_flush_to_disk", lambda path: flushed.append(path.name))
+    checkpoint.save_checkpoint(tmp_path, LAST, torch.nn.Linear(2, 2), {"step": 1})
+    assert sorted(flushed[:2]) == ["model.safetensors", "state.pt"]
+    assert flushed[2:] == [".last.new", "checkpoints"]
+
+
 def test_two_kills_in_a_row_lose_nothing(tmp_path):
     from dhpe_fast.train.checkpoint import find_checkpoint, save_checkpoint
 
@@ -218,6 +228,18 @@ def test_weights_of_other_networks_are_refused(config, finished, tmp_path):
 def test_there_is_no_model_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"config.yaml.*cannot be read"):
         load_model(tmp_path)
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_log_and_read_as_nan(tmp_path):
+    log = RunLog(tmp_path, 0, 0)
+    log.scalars("validation", 1, {"epe_mm": math.inf, "iou": math.nan, "below_tau": 0.5}, epoch=0)
+    log.close()
+    for _ in range(2):  # resuming writes the lines anew
+        text = (tmp_path / "metrics.jsonl").read_text()
+        assert json.loads(text, parse_constant=pytest.fail)["epe_mm"] is None
+        (line,) = read_log(tmp_path, "validation")
+        assert [math.isnan(line[key]) for key in ("epe_mm", "iou", "below_tau")] == [True, True, False]
+        RunLog(tmp_path, 1, 1).close()
 
 
 def test_metrics_are_one_json_object_a_line(finished):

@@ -26,13 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dhpe_fast.conventions import MIDDLE_MCP, N_JOINTS_STD
+from dhpe_fast.conventions import CROP_MARGIN, MIDDLE_MCP, N_JOINTS_STD, SCALE_BONE
 from dhpe_fast.hand import CropBox, Pinhole
-
-PAPER_MARGIN = 1.5
-"""Side of the paper's square by the longer side of the tight box around the 2D joints."""
-SCALE_BONE = (MIDDLE_MCP, MIDDLE_MCP + 1)
-"""Middle MCP to PIP: the bone whose length gives the scale in Zimmermann and Brox 2017."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +99,7 @@ def paper_square(
         counted = counted & valid
     low = torch.where(counted[..., None], joints2d_px, torch.inf).amin(-2)
     high = torch.where(counted[..., None], joints2d_px, -torch.inf).amax(-2)
-    size_px = PAPER_MARGIN * (high - low).amax(-1)
+    size_px = CROP_MARGIN * (high - low).amax(-1)
     usable = counted[..., MIDDLE_MCP] & (size_px > 0)
     center_px = torch.where(usable[..., None], joints2d_px[..., MIDDLE_MCP, :], torch.nan)
     return Square(center_px, torch.where(usable, size_px, torch.nan))

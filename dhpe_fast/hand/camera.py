@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP, N_JOINTS_STD
+from dhpe_fast.conventions import CROP_MARGIN, CROP_SIZE_PX, MIDDLE_MCP, N_JOINTS_STD
 
 _UNDISTORT_STEPS = 30
 
@@ -199,7 +199,7 @@ class CropBox:
     def from_points(
         cls,
         points_px: Tensor | np.ndarray,  # (21, 2) STD joints; any (N, 2) if around="box"
-        margin: float = 1.5,
+        margin: float = CROP_MARGIN,
         around: str = "middle_mcp",
     ) -> CropBox:
         """The paper's crop: a square of side g = margin * max(width, height) of the joints' bounding box (Eq.

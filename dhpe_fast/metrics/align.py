@@ -13,11 +13,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.conventions import MIDDLE_MCP, SCALE_BONE
 from dhpe_fast.metrics._arguments import Points, as_given, point_pair
-
-SCALE_BONE = (MIDDLE_MCP, MIDDLE_MCP + 1)
-"""Middle MCP to PIP, the bone whose true length Zimmermann and Brox give to the prediction."""
 
 
 def procrustes_align(

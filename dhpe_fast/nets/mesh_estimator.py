@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dhpe_fast.conventions import CROP_SIZE_PX, H_LAYOUT, H_SIZE, MIDDLE_MCP, N_JOINTS_STD
+from dhpe_fast.conventions import CROP_MARGIN, CROP_SIZE_PX, H_LAYOUT, H_SIZE, MIDDLE_MCP, N_JOINTS_STD
 from dhpe_fast.hand import HandModel, HandParams
 from dhpe_fast.nets.projector import check_joint0, decode_verts, regress_joints
 from dhpe_fast.nets.results import Evidence, MeshEstimate, MeshStep
@@ -23,8 +23,6 @@ JOINTS3D_SIZE = 3 * N_JOINTS_STD
 
 FIRST_GAIN = 0.01
 """Of the layers' first weights on their inputs, features as they are, times Xavier's."""
-CROP_MARGIN = 1.5
-"""Side of the paper's crop by the longer side of the tight box of the 2D joints (Eq. 8)."""
 UPRIGHT = {"right": (0.5, 0.5, 0.5, 0.5), "left": (0.5, 0.5, -0.5, -0.5)}
 """The rotation (w, x, y, z) which shows a hand in the model frame upright in the crop, its palm to the camera.
 

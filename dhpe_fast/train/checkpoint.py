@@ -79,6 +79,7 @@ def save_checkpoint(
     torch.save(state, fresh / "state.pt")
     for file in fresh.iterdir():
         _flush_to_disk(file)
+    _flush_to_disk(fresh)  # the names of the files in it
     if folder.exists():
         os.rename(folder, old)
     os.rename(fresh, folder)
