@@ -335,6 +335,8 @@ def test_the_model_follows_its_buffers(flat_hand):
     ("options", "message"),
     [
         ({"model_type": "smplh"}, "model_type: expected 'mano', got 'smplh'"),
+        # smplx would go by the name of the file.
+        ({"model_path": "MANO_RIGHT.pkl", "model_type": "smplx"}, "model_type: expected 'mano', got 'smplx'"),
         ({"num_pca_comps": 46}, "num_pca_comps: expected 0 to 45, got 46"),
         ({"ext": "json"}, "ext: expected 'pkl' or 'npz', got 'json'"),
         ({"model_path": "nowhere"}, "nowhere: no such file"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dhpe_fast import reference
 from dhpe_fast.hand import HandModel
 from dhpe_fast.ops import join_meshes, rasterize, silhouette
 
@@ -99,6 +101,7 @@ def test_meshes_of_different_sizes_and_batches_of_images():
         ([torch.zeros(4, 3)], [SQUARE, SQUARE], ValueError, "each of 1 >= 1 meshes, got 2"),
         ([torch.zeros(4, 3)], SQUARE.float(), TypeError, "expected int32 or int64"),
         ([torch.zeros(4, 3)], SQUARE[:, :2], ValueError, r"faces: expected \(F, 3\)"),
+        ([torch.zeros(1, 3).expand(2**30, 3)] * 2, SQUARE.int(), ValueError, "2147483648 vertices in all"),
         ([3], SQUARE, TypeError, "verts: expected a tensor or a sequence of tensors, got int"),
     ],
 )
@@ -114,3 +117,14 @@ def test_a_vertex_of_another_mesh_is_none_of_ones_own(wrong):
     assert scene.faces.tolist() == [[0, 2, -1], [4, 6, -1]]
     with pytest.raises(ValueError, match="faces"):
         rasterize(scene.verts, scene.faces, SIZE)
+
+
+def test_sizes_follow_from_shapes():
+    """No value of a tensor is asked for, which on a GPU would wait for all work before."""
+    with FakeTensorMode():
+        scene = join_meshes([torch.zeros(4, 3), torch.zeros(5, 3)], [torch.zeros(2, 3).int(), torch.zeros(3, 3).int()])
+    assert scene.face_mesh.shape == (5,)
+
+
+def test_there_is_one_function():
+    assert join_meshes is reference.join_meshes, "plain torch already: a twin would be a copy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -167,6 +168,17 @@ def test_a_cuda_tensor_without_kernels_is_answered_with_the_remedy(monkeypatch, 
                 _library.BuildError, match=f"{name.strip()} is on cuda:0, .* {reason}: .*DHPE_CUDA=ON pip"
             ):
                 call()
+
+
+@pytest.mark.parametrize("archs", ["75", "80-real;70-virtual", "all"])
+def test_a_build_for_gpus_with_too_little_shared_memory_is_refused(tmp_path, archs):
+    cmake, source = shutil.which("cmake"), Path(__file__).resolve().parents[1]
+    if cmake is None:
+        pytest.skip("cmake is not on the PATH")
+    command = [cmake, "-S", source, "-B", tmp_path, f"-DDHPE_CUDA_ARCHS={archs}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"DHPE_CUDA_ARCHS names {archs.split(';')[-1]}, expected 80 or later" in " ".join(done.stderr.split())
 
 
 def test_the_cuda_library_may_lie_beside_a_torch_without_cuda(monkeypatch):

@@ -56,7 +56,9 @@ class SkinnedModule(nn.Module):
 
     Other packages' users edit those buffers: ``layer.th_shapedirs[:, 0] *= -1`` repairs a left hand, ``.to`` and
     ``load_state_dict`` replace or fill them. So the op's constants are derived from the buffers and derived anew
-    when a buffer is another tensor or was written in place. (Writing through ``.data`` goes unseen.)
+    when a buffer is another tensor or was written in place. (Writing through ``.data`` goes unseen.) That takes a wait
+    for the device. Under ``nn.DataParallel``, which copies the buffers to every GPU in every forward pass, each copy
+    pays it each time; ``DistributedDataParallel`` keeps its buffers, and with them the constants.
     """
 
     BASIS_BUFFERS: ClassVar[tuple[str, ...]]

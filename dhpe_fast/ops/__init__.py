@@ -1,7 +1,8 @@
 """The ops: tensors in, tensors out, on CPU and CUDA, float32 and float64; compiled, but for `sample_texture` and
 `join_meshes`.
 
-Each op here has a pure-torch twin of the same name and signature in :mod:`dhpe_fast.reference`. What holds for all:
+Each op here has a pure-torch twin of the same name and signature in :mod:`dhpe_fast.reference`; `join_meshes`, which is
+plain torch, is the same function in both. What holds for all:
 
 Types. Half types (float16, bfloat16) are computed in float32. They may stand beside float32, and then the result is
 float32; alone they give a result of their own type. float64 stands beside float64 only.

@@ -1,4 +1,7 @@
-"""Several meshes in one image: the nearest surface shows, whichever mesh it belongs to."""
+"""Several meshes in one image: the nearest surface shows, whichever mesh it belongs to.
+
+There is nothing for a kernel to do: this is the function of :mod:`dhpe_fast.reference`, which needs no twin.
+"""
 
 from __future__ import annotations
 

@@ -55,8 +55,10 @@ def silhouette(
     edges inside the union, shared by faces side by side or behind others, receive exactly nothing. Where an edge
     lies exactly between two rows or columns of pixels, moving it has one derivative either way; that of moving it
     down or to the right is taken. Computed in float64 inside. Cost grows with pixels, faces and contour edges; also
-    with crossings of such edges times those in a row, which is nothing for a surface but seconds for a thousand random
-    triangles as large as the image. Use it to refine what already overlaps the target: the optimum is the exact one.
+    with crossings of such edges times those in a row. That is nothing for a surface. Of random triangles as large as an
+    image of 224 pixels, the CPU draws a thousand in a tenth of a second and ten thousand in about one; on CUDA, where
+    one thread sweeps such a row as it is, a thousand take seconds.
+    Use it to refine what already overlaps the target: the optimum is the exact one.
 
     ``"soft"``: 1 - prod_j (1 - sigmoid(+- d_j^2 / sigma)) over faces j, after Liu et al., "Soft Rasterizer"
     (ICCV 2019); d_j is the distance in pixels from the pixel's centre to the outline of face j, + inside of it,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_MAX_VERTS = 2**31 - 1
+
 
 class JoinedMeshes(NamedTuple):
     """Meshes that stand in one scene, as one mesh."""
@@ -66,6 +68,8 @@ def join_meshes(
     offsets = [0]
     for own in parts:
         offsets.append(offsets[-1] + own.shape[-2])
+    if offsets[-1] > _MAX_VERTS:
+        raise ValueError(f"verts: {offsets[-1]} vertices in all, expected up to {_MAX_VERTS}, which int32 ids can name")
     # An id that its mesh does not have stays one that no mesh has.
     moved = [
         torch.where((table >= 0) & (table < own.shape[-2]), table + offset, -1)
@@ -73,7 +77,9 @@ def join_meshes(
     ]
     joined = torch.cat(moved)
     counts = torch.tensor([len(table) for table in tables], device=first.device)
-    face_mesh = torch.repeat_interleave(torch.arange(len(tables), device=first.device), counts)
+    meshes = torch.arange(len(tables), device=first.device)
+    # With the sum of the counts at hand, torch need not wait for a GPU to tell.
+    face_mesh = torch.repeat_interleave(meshes, counts, output_size=len(joined))
     return JoinedMeshes(torch.cat(parts, dim=-2), joined, face_mesh)
 
 
