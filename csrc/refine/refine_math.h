@@ -136,9 +136,13 @@ DHPE_HD Vec3<T> limit_violation(const PosePriorView<T>& p, const T* pose, int j)
 // ---- Iterates and steps
 // -------------------------------------------------------------------------------------------------------
 
+// Of a caller's own memory nothing is known: NaN is at rest, too.
 template <typename T>
 DHPE_HD DescentStatus status_of(const T* memory) {
-  return static_cast<DescentStatus>(static_cast<int>(memory[kStatus]));
+  const T status = memory[kStatus];
+  if (status < T(1)) return DescentStatus::fresh;
+  if (status < T(2)) return DescentStatus::moving;
+  return status < T(3) ? DescentStatus::converged : DescentStatus::not_finite;
 }
 
 template <typename T>
