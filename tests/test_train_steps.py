@@ -17,6 +17,8 @@ from small_run import ALONE, BATCHES, EPOCHS, changed, small_batch, small_run_ch
 from test_nets_pose2d import tiny_arrays
 
 from dhpe_fast.config import load_config
+from dhpe_fast.data import EpochSampler
+from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.train import TrainingDivergedError, build_model, loop
 from dhpe_fast.train.distributed import World
 from dhpe_fast.train.loop import Trainer
@@ -186,17 +188,23 @@ def test_training_crops_are_varied_and_come_in_another_order_in_each_epoch(confi
     assert first != second
 
 
-def test_workers_stay_until_the_data_changes(config, tmp_path, monkeypatch):
-    trainer = Trainer(config, tmp_path, ALONE, build_model(config))
-    monkeypatch.setattr(trainer, "_step", lambda *_: 0.0)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_stay_until_the_data_changes(config, tmp_path, monkeypatch, workers):
+    """And make the batches of each epoch, from the one on at which a resumed run goes on."""
+    trainer = Trainer(changed(config, "data", workers=workers), tmp_path, ALONE, build_model(config))
+    seen = []
+    monkeypatch.setattr(trainer, "_step", lambda batch, _: seen.extend(batch.index.tolist()) or 0.0)
+    trainer.progress.batch = 1
     trainer._train_epoch(0)
     loader = trainer.training_loader
+    trainer.progress.batch = 0
     trainer._train_epoch(1)
     assert trainer.training_loader is loader
-    h = torch.zeros(1, 63)
+    h = initial_hand(trainer.hand, "palm").packed()
     trainer.instances = loop.propose_instances(h, torch.tensor([3]), epoch=1, n_per_seed=4, seed=0)
     trainer._train_epoch(2)
-    assert len(trainer.training_loader.dataset) == 20
+    small, large = EpochSampler(16, config.seed, batch_size=4), EpochSampler(20, config.seed, batch_size=4)
+    assert seen == [*small.order(0)[4:], *small.order(1), *large.order(2)]
 
 
 def test_seeds_of_new_views_are_training_crops_alone(config, batch, tmp_path):
@@ -237,7 +245,6 @@ def test_an_epoch_counts_the_seconds_before_it_was_interrupted(config, tmp_path,
     trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     monkeypatch.setattr(trainer, "_step", lambda *_: 0.0)
     monkeypatch.setattr(loop, "validate", lambda *_: {"epe_mm": 1.0})
-    trainer._save("last")
     trainer.progress.seconds = 1000.0
     trainer._save("last")
     resumed = Trainer(config, tmp_path, ALONE, build_model(config))
