@@ -222,6 +222,15 @@ def test_evidence_that_is_no_number_is_flagged(hand):
     assert torch.equal(found.state.pose, start.pose)
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
+def test_no_gradient_flows_through(hand, compiled):
+    objective, start = make_problem(hand, "orthographic", "skeleton")
+    start.pose.requires_grad_()
+    found = minimize(objective, start, iterations=2, compiled=compiled)
+    assert not found.state.pose.requires_grad
+    assert not found.energy.requires_grad
+
+
 def test_no_hypotheses_and_no_steps(hand):
     objective, start = make_problem(hand, "orthographic", "mesh")
     none = minimize(objective, start[:0])

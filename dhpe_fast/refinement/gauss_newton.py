@@ -299,9 +299,9 @@ def minimize(
             kept rests.
         compiled: run the compiled op where there is one; False is the torch version.
     """
-    if compiled and _has_op(objective, race):
-        return _minimize_compiled(objective, state, iterations, tolerance, race)
     with torch.no_grad():
+        if compiled and _has_op(objective, race):
+            return _minimize_compiled(objective, state, iterations, tolerance, race)
         state, finite = _mean_where_not_finite(objective, state)
         energy = torch.where(finite, objective.energy(state), torch.inf)
         damping = torch.full_like(energy, 1e-2)
