@@ -20,10 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, embedding_bag, normalize
 from torch.utils.data import Dataset as TorchDataset
 
-from dhpe_fast.conventions import H_LAYOUT, H_SIZE, MIDDLE_MCP, N_SHAPE
+from dhpe_fast.conventions import CROP_MARGIN, H_LAYOUT, H_SIZE, MIDDLE_MCP, N_SHAPE
 from dhpe_fast.data import CropItem, HandCrops
 from dhpe_fast.data.augmentation import draw_look
 from dhpe_fast.data.backgrounds import background_files, random_background
+from dhpe_fast.data.splitmix import GOLDEN_GAMMA, mix64
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets.projector import regress_joints
 from dhpe_fast.ops import interpolate, rasterize, sample_texture
@@ -31,8 +32,6 @@ from dhpe_fast.rotation import axis_angle_to_matrix, matrix_to_quaternion, quate
 
 SHAPE_RANGE = 3.0
 """Shapes are drawn uniformly from this many standard deviations either way."""
-BOX_MARGIN = 1.5
-"""Side of the crop by that of the hand's tight box, as in Eq. 8."""
 
 _SURFACE = 0.04
 """Surfaces closer together than this, in crop units (about 4 mm), hide no point of each other."""
@@ -287,7 +286,7 @@ def instance_params(instances: Instances, hand: HandModel, joint0: str = "palm")
     h[:, H_LAYOUT["trans"]] = 0.0
     joints = regress_joints(hand, hand.decode(h).verts_m, joint0)
     extent = (joints.amax(1) - joints.amin(1))[:, :2].amax(1, keepdim=True)
-    scale = 2 / (BOX_MARGIN * extent)
+    scale = 2 / (CROP_MARGIN * extent)
     h[:, H_LAYOUT["scale"]] = scale
     h[:, H_LAYOUT["trans"]] = -scale * joints[:, MIDDLE_MCP]
     return h
@@ -399,13 +398,10 @@ def _background(size: int, rng: np.random.Generator, files: Sequence[Path]) -> T
 
 def _mixed(*numbers: np.ndarray) -> np.ndarray:
     """A scrambled 64-bit number for each tuple of whole numbers (Steele et al. 2014, SplitMix); shapes broadcast."""
-    total = np.zeros(np.broadcast_shapes(*(number.shape for number in numbers)), np.uint64)
+    total = torch.zeros(np.broadcast_shapes(*(number.shape for number in numbers)), dtype=torch.int64)
     for number in numbers:
-        total = total + number.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        total = (total ^ (total >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        total = (total ^ (total >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        total = total ^ (total >> np.uint64(31))
-    return total
+        total = mix64(total + torch.from_numpy(number.astype(np.int64)) + GOLDEN_GAMMA)
+    return total.numpy().view(np.uint64)
 
 
 def _uniform(*numbers: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 
@@ -216,6 +217,12 @@ def test_published_numbers_are_consistent():
         f1 = 2 * row.precision * row.recall / (row.precision + row.recall)
         assert row.f1 == pytest.approx(f1, abs=2e-3)
     assert len({(row.dataset, row.method) for row in AUC}) == len(AUC)
+
+
+def test_published_numbers_name_their_method_and_where_they_were_read():
+    for row in (*AUC, *SEGMENTATION):
+        assert re.fullmatch(r"[A-Z][\w .&]+ (19|20)\d\d\b.*", row.method), row
+        assert re.match(r"second hand: .*not checked against|Baek et al\. 2019, Table 2$", row.source), row
 
 
 def test_the_report_says_what_was_measured_and_what_was_known(run, report, tmp_path):

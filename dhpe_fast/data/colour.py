@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dhpe_fast.data.augmentation import OCCLUDER_FIELDS
 from dhpe_fast.data.batch import Appearance, HandBatch
+from dhpe_fast.data.splitmix import GOLDEN_GAMMA, mix64
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
@@ -121,8 +122,8 @@ def seeded_noise(
     channels is the sum of four numbers of five of these bits, an Irwin-Hall distribution.
     """
     b, _, height, width = images.shape
-    counter = torch.arange(1, height * width + 1, device=images.device) * _GOLDEN_GAMMA
-    bits = _mix64(_mix64(seeds.to(images.device) * _GOLDEN_GAMMA)[:, None] + counter)  # (B, H W)
+    counter = torch.arange(1, height * width + 1, device=images.device) * GOLDEN_GAMMA
+    bits = mix64(mix64(seeds.to(images.device) * GOLDEN_GAMMA)[:, None] + counter)  # (B, H W)
     noise = images.new_empty((b, height * width, 3))
     for channel in range(3):
         # Two sums at once, in bits 0..5 and 10..15; then the sum of both, 0 to 124.
@@ -131,13 +132,3 @@ def seeded_noise(
         noise[..., channel] = (pairs & 0x3FF).add_(pairs.bitwise_right_shift_(10))
     noise.sub_(62).div_(math.sqrt(4 * (32**2 - 1) / 12))
     return noise.view(b, height, width, 3).permute(0, 3, 1, 2)
-
-
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
-
-
-def _mix64(x: Tensor) -> Tensor:
-    """SplitMix64's mixing of int64 as unsigned numbers: products wrap, and shifts fill with zeros."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)):
-        x = ((x >> shift).bitwise_and_(2 ** (64 - shift) - 1)).bitwise_xor_(x).mul_(factor)
-    return x
