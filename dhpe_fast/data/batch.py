@@ -43,8 +43,9 @@ class HandBatch:
 
     Straight from the loader, `images` and `masks` are uint8, a quarter of the bytes to move; ``colour.apply_colour``
     turns both into floating point. Labels are in the crop frame of :mod:`dhpe_fast.conventions`: x, y in [-1, 1]
-    over the crop, z in the same unit and 0 at the root. Entries of joints which are not `valid` are 0. Of new views that
-    ``augment`` has drawn, `joints_m`, `camera`, `center_px`, `size_px` and `root_depth_m` are NaN: no camera took them.
+    over the crop, z in the same unit and 0 at the root. Entries of joints which are not `valid` are 0. Of new views
+    that ``augment`` has drawn, `joints_m`, `camera`, `center_px`, `size_px` and `root_depth_m` are NaN: no camera took
+    them.
     """
 
     images: Tensor
