@@ -81,8 +81,7 @@ def refine_mask(
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, MODES))}")
     check_kernels("h", h)
-    with _explained(model):
-        return torch.ops.dhpe_fast.refine_mask(h.detach(), list(model.tensors), size, MODES.index(mode))
+    return _call("refine_mask", model, h.detach(), list(model.tensors), size, MODES.index(mode))
 
 
 def refine_gradient(
@@ -108,10 +107,8 @@ def refine_gradient(
     """
     check_h(h, energy.model, len(energy.joints2d_px))
     check_kernels("h", h)
-    with _explained(energy.model):
-        return torch.ops.dhpe_fast.refine_gradient(
-            h.detach(), *_energy_arguments(energy), torch.are_deterministic_algorithms_enabled()
-        )
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return _call("refine_gradient", energy.model, h.detach(), *_energy_arguments(energy), deterministic)
 
 
 def refine_descend(
@@ -155,17 +152,9 @@ def refine_descend(
     h = h.detach()
     memory = first_memory(h) if memory is None else memory.detach()
     how = iterations, OPTIMIZERS.index(optimizer), float(tolerance), bool(evaluate_end)
-    with _explained(energy.model):
-        return Descent(
-            *torch.ops.dhpe_fast.refine_descend(
-                h,
-                memory,
-                rates.detach(),
-                *_energy_arguments(energy),
-                *how,
-                torch.are_deterministic_algorithms_enabled(),
-            )
-        )
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    about = *_energy_arguments(energy), *how, deterministic
+    return Descent(*_call("refine_descend", energy.model, h, memory, rates.detach(), *about))
 
 
 def _energy_arguments(energy: RefineEnergy) -> tuple:
@@ -184,18 +173,13 @@ def _energy_arguments(energy: RefineEnergy) -> tuple:
     )
 
 
-class _explained:  # noqa: N801  (a context manager, which costs nothing where all goes well)
-    """Turns the kernels' refusal of faces that name no vertex into a ValueError."""
-
-    def __init__(self, model: RefineModel) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is RuntimeError:
-            check_face_range(self._model.faces, len(self._model.basis.v_template))
+def _call(op: str, model: RefineModel, *arguments):
+    """Calls the kernels; where they refuse faces that name no vertex, by a ValueError."""
+    try:
+        return getattr(torch.ops.dhpe_fast, op)(*arguments)
+    except RuntimeError:
+        check_face_range(model.faces, len(model.basis.v_template))
+        raise
 
 
 def _check_shapes(op, h, joints2d_px, mask, slope, image_size) -> None:
