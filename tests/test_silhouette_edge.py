@@ -159,6 +159,39 @@ def test_no_faces(edge):
     assert torch.equal(edge(torch.zeros(2, 0, 3), torch.zeros(0, 3, dtype=torch.int64), (3, 4)), torch.zeros(2, 3, 4))
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width_px", [0.25, 0.01])
+def test_many_strips_that_cross_in_one_point(seed, width_px):
+    # 60 slanted strips of one width through (15, 0.5), each two faces that end outside of the image's only row. At the
+    # height y their left sides lie at 15 + t (y - 0.5): between neighbours in t, the gap g |y - 0.5| is covered up to
+    # the width w. The mean over the row is g / 4, or w - w^2 / g where the gap opens (g > 2 w).
+    slopes = 8 * (torch.rand(60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5)
+    verts, faces = [], []
+    for k, t in enumerate(slopes.tolist()):
+        ends = (15 - 2.5 * t, -2.0), (15 + 2.5 * t, 3.0)
+        verts += [(x + side, y, 1.0) for side in (0, width_px) for x, y in ends]
+        faces += [[4 * k, 4 * k + 1, 4 * k + 2], [4 * k + 2, 4 * k + 1, 4 * k + 3]]
+    gaps, w = slopes.sort().values.diff().tolist(), width_px
+    area = w + sum(g / 4 if g <= 2 * w else w - w * w / g for g in gaps)
+    mask = kernel(torch.tensor(verts, dtype=torch.float64), torch.tensor(faces), (1, 32))
+    assert mask.sum().item() == pytest.approx(area, abs=1e-11)
+
+
+@pytest.mark.parametrize("left_px", [0.5, math.nextafter(0.5, 1)])
+@pytest.mark.parametrize("right_px", [0.5, math.nextafter(0.5, 1)])
+def test_the_gradient_of_a_level_edge_among_many(left_px, right_px):
+    # The upper side of a rectangle, level up to one rounding either way, within a row that is cut into cells: above it
+    # lie long triangles, below it, in the rectangle 150 faces deep, short ones. Moving an end moves half of 28 px.
+    rectangle = [(30.0, right_px, 1.0), (2.0, left_px, 1.0), (2.0, 5.0, 1.0), (30.0, 5.0, 1.0)]
+    above = [(x, y + 0.02 * k, 1.0) for k in range(16) for x, y in ((1, 0.05), (31, 0.06), (16, 0.07))]
+    inside = [(x + 0.4 * k, y, 1.0) for k in range(64) for x, y in ((3, 0.55), (3.1, 0.95), (3.2, 0.55))]
+    verts = torch.tensor(rectangle + above + inside, dtype=torch.float64)
+    triangles = torch.arange(4, len(verts)).reshape(-1, 3)
+    faces = torch.cat([torch.tensor([[0, 1, 2], [0, 2, 3]]).repeat(150, 1), triangles])
+    grad = gradient(kernel, verts, faces, (8, 32), torch.ones(8, 32, dtype=torch.float64))
+    assert grad[:4, 1].tolist() == pytest.approx([-14, -14, 14, 14])
+
+
 # ---- The gradient -----------------------------------------------------------------------------------------
 
 
