@@ -16,9 +16,12 @@ from PIL import Image
 from scaling_plot import INK
 
 SOLVERS = {
-    "gd": ("descent, Eq. 11", "#d55e00", "o"), "adam": ("Adam, Eq. 11", "#cc79a7", "s"),
-    "lm": ("Levenberg-Marquardt", "#0072b2", "^"), "pso": ("particle swarm, 64 particles", "#555555", "v"),
-}  # fmt: skip
+    "gd": ("descent", "#d55e00", "o"),
+    "gd, Eq. 11": ("descent on Eq. 11 without the CNN", "#e69f00", "D"),
+    "adam": ("Adam", "#cc79a7", "s"),
+    "lm": ("Levenberg-Marquardt", "#0072b2", "^"),
+    "pso": ("particle swarm, 64 particles", "#555555", "v"),
+}
 """Name, colour (Okabe and Ito's) and marker."""
 MEASURES = {
     "error2d_px": "mesh in the image: mean error, px of 224",
@@ -38,8 +41,12 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         axes.set_title(title, loc="left", fontsize=10)
     panels[0].set_yscale("log")
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panels[0].legend(frameon=False, loc="lower left")
+    panels[1].legend(frameon=False, loc="lower right", fontsize=8)
     panels[1].set_ylim(bottom=0)
+    panels[0].annotate(
+        "the paper's 50 iterations,\nGPU of 2019: 250 ms", (250, 0.02), xycoords=("data", "axes fraction"),
+        xytext=(-4, 0), textcoords="offset points", ha="right", va="bottom", fontsize=7, color="#777777",
+    )  # fmt: skip
     run, n = result["run"], result["arguments"]["n"]
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
     figure.suptitle(
@@ -67,10 +74,6 @@ def _panel(axes: Axes, points: list[dict[str, Any]], measure: str) -> None:
                     color=colour, fontsize=7,
                 )  # fmt: skip
     axes.axvline(250, color="#999999", ls=":", lw=1)
-    axes.annotate(
-        "the paper's 50 iterations,\nGPU of 2019: 250 ms", (250, 0.98), xycoords=("data", "axes fraction"),
-        xytext=(-4, 0), textcoords="offset points", ha="right", va="top", fontsize=7, color="#777777",
-    )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlabel("ms for one hand")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

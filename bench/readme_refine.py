@@ -134,6 +134,7 @@ def stages_table() -> str:
         return "Not measured yet: `python bench/bench_fit.py`."
     names = list(dict.fromkeys(stage for row in result["stages"] for stage in row["ms"]))
     titles = {"read": "decode the file", "first_estimate": "first estimate", "draw": "draw the overlay"}
+    titles["draw_fast"] = "the same with `fast=True`"
     titles["fit"] = "all of `fit`, with decoding"
     head = ("stage, median ms (90 %)", *("with a mask" if row["mask"] else "2D joints" for row in result["stages"]))
     rows = [(titles.get(name, name), *(_median(row["ms"].get(name)) for row in result["stages"])) for name in names]
