@@ -14,7 +14,9 @@ ISAS = ("baseline", "avx2", "avx512")
 ANSWERS = """
 import sys, torch
 from dhpe_fast import ops
+from dhpe_fast.hand import HandModel
 from dhpe_fast.ops import _library
+from dhpe_fast.refinement.constants import refine_model
 from meshes import soup, sphere
 from newton_cases import CAMERAS, default_hand, make_evidence, make_state
 from dhpe_fast.refinement.gauss_newton import Objective, minimize
@@ -64,6 +66,16 @@ for dtype in (torch.float32, torch.float64):
         found = minimize(objective, state, iterations=2)
         precision = dtype if use_mesh else torch.float64  # mesh terms come in the model's
         answers[f"newton {dtype} {use_mesh}"] = [found.energy.to(precision), found.state.pose.to(precision)]
+    h = torch.cat([0.2 * torch.randn(2, 59), torch.full((2, 1), 8.0), torch.zeros(2, 3)], 1).to(dtype)
+    energy = ops.RefineEnergy(
+        refine_model(HandModel.default(dtype=dtype)),
+        40 * torch.rand(2, 21, 2, dtype=dtype),
+        40,
+        ops.EnergyWeights(feature=0, silhouette=1),
+        "edge",
+        torch.rand(2, 40, 40, dtype=dtype),
+    )
+    answers[f"refine {dtype}"] = list(ops.refine_gradient(h, energy))
 torch.save(answers, sys.argv[1])
 """
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
