@@ -439,3 +439,15 @@ def test_traces_know_shapes_and_strides(scene, device):
         rest[1], rest[2] = [[t.to(device) for t in part] for part in rest[1:3]]
         with pytest.raises(RuntimeError, match=r"refine_gradient: joints2d_px has shape"):
             library.refine_gradient(h.to(device), joints, *rest, True)
+
+
+def test_a_compiled_program_is_one_graph(scene):
+    torch._dynamo.reset()
+
+    def program(h: Tensor) -> tuple[Tensor, Tensor]:
+        found = refine_descend(h, scene.energy, rates(h), 2, tolerance=1e-3)
+        return refine_mask(found.best_h, scene.energy.model, S), found.h
+
+    compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(compiled(scene.h), program(scene.h), strict=True):
+        assert torch.equal(found, expected)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.conventions import H_LAYOUT, H_SIZE, N_ARTICULATED, N_JOINTS_STD, N_POSE
-from dhpe_fast.reference._arguments import describe, image_height_width
+from dhpe_fast.reference._arguments import checked_number, describe, image_height_width
 from dhpe_fast.reference.descent_rule import MEMORY_SIZE, Descent, first_memory, noted, stepped
 from dhpe_fast.reference.lbs import LbsBasis, lbs
 from dhpe_fast.reference.silhouette import silhouette
@@ -286,8 +286,7 @@ def check_descent(
         raise ValueError(f"iterations is {iterations!r}, expected a whole number >= 0")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is {optimizer!r}, expected 'gd' or 'adam'")
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance is {tolerance!r}, expected a finite number >= 0")
+    checked_number("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
 
 
 def _verts(h: Tensor, model: RefineModel) -> Tensor:
