@@ -108,6 +108,7 @@ gpu-check: gpu-install
 gpu-bench: gpu-install
 	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
 	for script in $(GPU_BENCHES); do $(BIN)/python -m pytest -q --benchmark-only bench/$$script.py || exit 1; done
+	$(BIN)/python bench/bench_refine.py
 	$(BIN)/python bench/readme_table.py
 
 install: $(VENV)/.installed
