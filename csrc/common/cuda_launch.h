@@ -12,6 +12,13 @@ namespace dhpe {
 
 inline unsigned ceil_div(int64_t n, int64_t d) { return static_cast<unsigned>((n + d - 1) / d); }
 
+// Blocks for a kernel that loops over its tasks, of which each block takes `per_block` at a time.
+constexpr int64_t kMaxGrid = 1 << 20;
+inline unsigned capped_grid(int64_t tasks, int64_t per_block) {
+  const int64_t blocks = (tasks + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
+}
+
 // The stream torch has chosen for the device of `t`.
 inline cudaStream_t current_stream(const Tensor& t) {
   void* stream = nullptr;

@@ -32,12 +32,10 @@ inline Tensor narrow_ids(const Tensor& faces) {
   const int64_t* from = ids.const_data_ptr<int64_t>();
   int32_t* to = out.mutable_data_ptr<int32_t>();
 #if defined(__CUDACC__)
-  constexpr int64_t kThreads = 256, kMaxBlocks = 4096;
+  constexpr int kThreads = 256;
   if (n == 0) return out;
   const torch::stable::accelerator::DeviceGuard guard(ids.get_device_index());
-  const int64_t blocks = (n + kThreads - 1) / kThreads;
-  narrow_ids_kernel<<<static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
-                      current_stream(ids)>>>(from, n, to);
+  narrow_ids_kernel<<<capped_grid(n, kThreads), kThreads, 0, current_stream(ids)>>>(from, n, to);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 #else
   for (int64_t i = 0; i < n; ++i) to[i] = narrow_id(from[i]);

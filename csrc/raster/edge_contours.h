@@ -211,10 +211,7 @@ class ContourFinder {
  private:
   static constexpr int kWholeRows = 14;  // 2^14 is kMaxImageSize
 
-  static unsigned blocks_for(int64_t threads) {
-    const int64_t blocks = (threads + kThreads - 1) / kThreads;
-    return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-  }
+  static unsigned blocks_for(int64_t threads) { return capped_grid(threads, kThreads); }
 
   RasterMesh<T> mesh_;
   RasterOptions<T> options_;

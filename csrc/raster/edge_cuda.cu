@@ -351,8 +351,8 @@ Tensor silhouette_edge_backward_cuda(Tensor grad_mask, Tensor verts_px, Tensor f
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       });
       if (!deterministic) continue;
-      const int64_t blocks = std::min((2 * V * tasks.n_images + kThreads - 1) / kThreads, kMaxGrid);
-      add_up_bands<scalar_t><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(of_bands, tasks, V, p.grad_verts);
+      const unsigned blocks = capped_grid(2 * V * tasks.n_images, kThreads);
+      add_up_bands<scalar_t><<<blocks, kThreads, 0, stream>>>(of_bands, tasks, V, p.grad_verts);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
   });

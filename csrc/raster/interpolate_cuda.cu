@@ -8,12 +8,8 @@ namespace dhpe {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 20;  // larger tasks loop
 
-inline unsigned blocks_for(int64_t threads) {
-  const int64_t blocks = (threads + kThreads - 1) / kThreads;
-  return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
-}
+inline unsigned blocks_for(int64_t threads) { return capped_grid(threads, kThreads); }
 
 __device__ inline int64_t first_thread() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 __device__ inline int64_t thread_step() { return static_cast<int64_t>(gridDim.x) * kThreads; }

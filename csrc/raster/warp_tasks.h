@@ -11,12 +11,8 @@ namespace {
 
 constexpr int kWarpsPerBlock = 4;
 constexpr int kTaskThreads = kWarp * kWarpsPerBlock;
-constexpr int64_t kMaxGrid = 1 << 20;  // larger tasks loop
 
-inline unsigned warp_blocks(int64_t warps) {
-  const int64_t blocks = (warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-}
+inline unsigned warp_blocks(int64_t warps) { return capped_grid(warps, kWarpsPerBlock); }
 
 // This thread's warp among all of the grid, and their number: for loops over tasks of one warp each.
 __device__ inline int64_t first_task() {
