@@ -81,6 +81,19 @@ def test_so_they_are_in_single_precision_whoever_convolves(depth, fused, images,
     assert float((found_gradient - expected_gradient).norm()) < 1e-2 * float(expected_gradient.norm())
 
 
+def test_a_torch_whose_one_dnn_ops_changed_goes_without(monkeypatch):
+    """float64 it has never known; of float32, a convolution that forgets its sum is told by the trial."""
+    agrees = folded_convolution._one_dnn_agrees.__wrapped__
+    assert not agrees(torch.float64)
+    if not folded_convolution.one_dnn_fuses(torch.device("cpu"), torch.float32):
+        pytest.skip("this torch has no oneDNN")
+    assert agrees(torch.float32)
+    kind = folded_convolution._OneDnnConvolution
+    convolve = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, x, *, relu, add=None: convolve(self, x, relu=relu))
+    assert not agrees(torch.float32)
+
+
 def test_the_network_stays_as_it_was(network, images):
     before = copy.deepcopy(network.state_dict())
     frozen = FrozenFeatures(network, "bfloat16")

@@ -6,6 +6,7 @@ transposed weights of the gradient are prepared or fused where the device's libr
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -39,21 +40,40 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, scale: Tenso
         bias = norm.bias.double() - norm.running_mean.double() * gain
         weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         kind = _OneDnnConvolution if one_dnn_fuses(weight.device, dtype) else _TorchConvolution
-        return kind(weight, bias.to(dtype), conv.stride[0], conv.padding[0])
+        return kind(weight, bias.to(dtype).contiguous(), conv.stride[0], conv.padding[0])
 
 
 def one_dnn_fuses(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's oneDNN ops take such tensors: on the CPU, in float32 and in half types that it computes in."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether torch's oneDNN ops take such tensors: on the CPU, in float32 and in half types that it computes in.
+
+    They are what torch's own compiler calls, and no public interface: a torch in which they do not do what they do here
+    is told by a trial, and goes without.
+    """
+    if device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
-    ops = torch.ops.mkldnn
-    supported = {
-        torch.float32: lambda: True,
-        torch.bfloat16: lambda: ops._is_mkldnn_bf16_supported(),
-        torch.float16: lambda: ops._is_mkldnn_fp16_supported(),
-    }
-    needed = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return dtype in supported and all(hasattr(ops, name) for name in needed) and supported[dtype]()
+    return _one_dnn_agrees(dtype)
+
+
+@functools.cache
+def _one_dnn_agrees(dtype: torch.dtype) -> bool:
+    supports = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    try:
+        if dtype != torch.float32 and not getattr(torch.ops.mkldnn, supports[dtype])():
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            x = torch.linspace(-1, 1, 3 * 25).reshape(1, 3, 5, 5).to(dtype=dtype, memory_format=torch.channels_last)
+            weight = torch.linspace(-1, 1, 3 * 27).reshape(3, 3, 3, 3).to(x)
+            weight, bias = weight.contiguous(memory_format=torch.channels_last), weight[:, 0, 0, 0].clone()
+            one_dnn, plain = (kind(weight, bias, 1, 1) for kind in (_OneDnnConvolution, _TorchConvolution))
+            for convolve in (
+                lambda kind: kind(x, relu=True, add=x),
+                lambda kind: kind(x, relu=False),
+                lambda kind: kind.gradient(x, x),
+            ):
+                torch.testing.assert_close(convolve(one_dnn).float(), convolve(plain).float(), rtol=0.05, atol=0.05)
+    except (AttributeError, KeyError, RuntimeError, TypeError, AssertionError):
+        return False
+    return True
 
 
 class _TorchConvolution:
