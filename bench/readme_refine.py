@@ -73,7 +73,8 @@ def _iteration_figures() -> list[tuple[str, str, str]]:
         return []
     command = f"`bench/bench_refine.py`, {machine(result['run'])}"
     rows = []
-    for job, name in (("geometric", "an iteration of Eq. 11 without the CNN"), ("full", "with the CNN, ResNet-50")):
+    with_cnn = f"the same with the CNN, ResNet-{result['depth']}"
+    for job, name in (("geometric", "an iteration of Eq. 11 without the CNN"), ("full", with_cnn)):
         for row in (row for row in result["rows"] if (row["job"], row["implementation"]) == (job, OURS[job])):
             if row["threads"] == result["run"]["threads"]:
                 compared = ", ".join(f"{value:.2f} x {_named(peer)}" for peer, value in ratios(row).items())
