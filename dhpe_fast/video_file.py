@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +19,8 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv
 """Suffixes by which a path is taken for a video."""
 FALLBACK_FPS = 30.0
 """Frame rate where a file states none, or none that a camera has."""
-MAX_FPS = 1000.0
+MIN_FPS, MAX_FPS = 1e-3, 1000.0
+"""Range of frame rates."""
 
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 """What OpenCV's own builds can write, by suffix."""
@@ -39,8 +42,8 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 class VideoReader:
     """The frames of a video file, uint8 RGB (H, W, 3), decoded one by one as they are asked for, once.
 
-    A phone's rotation is honoured. A file may end early, as a recording that was cut off does, and its decoder may
-    give up on damaged frames: the frames until there are given, and ``fault`` then says what is missing.
+    A phone's rotation by quarter turns is undone. A file may end early, as a recording that was cut off does, and its
+    decoder may give up on damaged frames: the frames until there are given, and ``fault`` then says what is missing.
 
     Args:
         path: the file, in any format of OpenCV's FFmpeg.
@@ -59,6 +62,7 @@ class VideoReader:
         if self.file.stat().st_size == 0:
             raise VideoFileError(f"{self.file}: the file is empty")
         self._capture = cv2.VideoCapture(str(self.file), _backend())
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # OpenCV's FFmpeg leaves it off
         self._first = self._decode()
         if self._first is None:
             self.close()
@@ -79,11 +83,19 @@ class VideoReader:
                 yield frame
                 read += 1
                 frame = self._decode()
-            # Duration times rate, from which some formats count, may be a frame or two off.
-            if self.n_promised is not None and read < self.n_promised - max(2, self.n_promised // 100):
+            if self.n_promised is not None and read < self.n_promised - self._slack:
                 self.fault = f"{self.file}: ends after {read} of {self.n_promised} frames: it is truncated or damaged"
         finally:
             self.close()
+
+    def may_have(self, n_frames: int) -> bool:
+        """Whether so many frames agree with what the file says of itself."""
+        return self.n_promised is None or abs(n_frames - self.n_promised) <= self._slack
+
+    @property
+    def _slack(self) -> int:
+        """How far the number may be off: some formats count from duration and rate. At most half a second."""
+        return max(2, min(self.n_promised // 100, int(self.fps / 2)))
 
     def close(self) -> None:
         """Lets go of the file; the reader then gives no more frames."""
@@ -108,21 +120,22 @@ def video_writer(path: str | os.PathLike[str], fps: float) -> Iterator[VideoWrit
     Raises:
         ValueError: if the suffix is another one or `fps` is no frame rate; at the end, if no frame was written.
         FileNotFoundError: if the folder does not exist.
-        VideoFileError: if OpenCV cannot write such a video here.
+        VideoFileError: if OpenCV cannot write such a video here; at the end, if the file does not give back every
+            frame, as on a disk that is full.
     """
     file = Path(path)
     if file.suffix.lower() not in _CODECS:
         raise ValueError(f"path: expected a suffix of {', '.join(_CODECS)}, got '{file.name}'")
-    if not 0 < fps <= MAX_FPS:
-        raise ValueError(f"fps: expected a number in (0, {MAX_FPS:g}], got {fps!r}")
+    checked_fps(fps)
     with whole_path(file) as temporary:
         writer = VideoWriter(file, temporary, float(fps))
         try:
             yield writer
         finally:
             writer.close()
-        if temporary.stat().st_size == 0:
+        if writer.n_frames == 0:
             raise ValueError(f"{file}: no frame was written")
+        _check_written(file, temporary, writer.n_frames)
 
 
 class VideoWriter:
@@ -135,6 +148,8 @@ class VideoWriter:
         self._file, self._temporary, self._fps = file, temporary, fps
         self._writer: cv2.VideoWriter | None = None
         self._size: tuple[int, ...] = ()
+        self.n_frames = 0
+        """How many frames were taken."""
 
     def write(
         self,
@@ -156,6 +171,7 @@ class VideoWriter:
             raise ValueError(f"rgb: expected {self._size}, the size of the first frame, got {rgb.shape}")
         height, width = (side & ~1 for side in rgb.shape[:2])
         self._writer.write(cv2.cvtColor(np.ascontiguousarray(rgb[:height, :width]), cv2.COLOR_RGB2BGR))
+        self.n_frames += 1
 
     def close(self) -> None:
         """Finishes the file; the writer then takes no more frames."""
@@ -172,8 +188,34 @@ class VideoWriter:
         return writer
 
 
+def checked_fps(fps: Any) -> float:
+    """The frame rate.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"fps: expected a number in [{MIN_FPS:g}, {MAX_FPS:g}], got {fps!r}")
+    return float(fps)
+
+
 def _believable_fps(fps: float) -> float:
-    return float(fps) if math.isfinite(fps) and 0 < fps <= MAX_FPS else FALLBACK_FPS
+    return float(fps) if math.isfinite(fps) and MIN_FPS <= fps <= MAX_FPS else FALLBACK_FPS
+
+
+def _check_written(file: Path, temporary: Path, n_frames: int) -> None:
+    """OpenCV says nothing of a write that failed: only reading the file shows it."""
+    capture = cv2.VideoCapture(str(temporary), _backend())
+    found = 0
+    try:
+        while capture.grab():
+            found += 1
+    except cv2.error:
+        pass  # what was found until there is what there is
+    finally:
+        capture.release()
+    if found != n_frames:
+        raise VideoFileError(f"{file}: only {found} of {n_frames} frames could be written; is the disk full?")
 
 
 def _backend() -> int:

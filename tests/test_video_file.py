@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -52,6 +57,26 @@ def test_frames_come_back_in_order_and_in_rgb(tmp_path, suffix):
     assert os.listdir(tmp_path) == [f"a{suffix}"]
 
 
+MATRIX_AT = 44
+"""Where the matrix of a track header (version 0) stands after its name; 9 numbers of 4 bytes, fixed point."""
+ROTATIONS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+
+@pytest.mark.parametrize("degrees", ROTATIONS)
+def test_the_rotation_of_a_phone_is_undone(tmp_path, degrees):
+    """Clockwise by what the header says: np.rot90 turns the other way."""
+    file = write(tmp_path / "a.mp4", n=2)
+    data = bytearray(file.read_bytes())
+    a, b, c, d = (value << 16 for value in ROTATIONS[degrees])
+    at = data.find(b"tkhd") + MATRIX_AT
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    file.write_bytes(data)
+    first = next(iter(VideoReader(file)))
+    expected = np.rot90(picture(0), -degrees // 90)
+    assert first.shape == expected.shape
+    assert np.abs(first.astype(int) - expected).mean() < 12
+
+
 def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
     (frame,) = VideoReader(write(tmp_path / "a.mp4", n=1, size=(49, 65)))
     assert frame.shape == (48, 64, 3)
@@ -99,6 +124,15 @@ def test_a_video_cut_off_gives_its_frames_and_says_what_is_missing(tmp_path, suf
     assert 5 < len(frames) < 55
     assert np.abs(frames[3].astype(int) - picture(3)).mean() < 12
     assert reader.fault == f"{cut}: ends after {len(frames)} of 60 frames: it is truncated or damaged"
+
+
+@pytest.mark.parametrize(("n_frames", "fps", "slack"), [(20, 25, 2), (600, 25, 6), (100_000, 25, 12), (100_000, 1, 2)])
+def test_no_more_than_half_a_second_may_be_missing_unsaid(tmp_path, n_frames, fps, slack):
+    reader = VideoReader(write(tmp_path / "a.mp4", n=1))
+    reader.n_promised, reader.fps = n_frames, fps
+    assert [reader.may_have(n_frames + off) for off in (-slack - 1, -slack, slack, slack + 1)] == [0, 1, 1, 0]
+    reader.n_promised = None
+    assert reader.may_have(7)
 
 
 def test_an_mp4_without_its_end_has_no_index_and_cannot_be_read(tmp_path):
@@ -157,6 +191,31 @@ def test_an_error_leaves_the_old_video_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from dhpe_fast.video_file import video_writer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+rng = np.random.default_rng(0)
+with video_writer(sys.argv[1], 30) as out:
+    for _ in range(60):
+        out.write(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system has no limit on the size of files")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_full_disk_leaves_no_broken_video(tmp_path, suffix):
+    """The system refuses to write beyond 60 kB; OpenCV goes on as if nothing was wrong."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / f"a{suffix}")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(rf"VideoFileError: .*a\{suffix}: only \d+ of 60 frames could be written", done.stderr)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_video_of_no_frames_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"a\.mp4: no frame was written"), video_writer(tmp_path / "a.mp4", 30):
         pass
@@ -189,6 +248,8 @@ def test_bad_frames_are_named(tmp_path, case):
     [
         ("a.gif", 30, ValueError, r"path: expected a suffix of \.mp4"),
         ("a.mp4", 0, ValueError, "fps: expected a number"),
+        ("a.mp4", True, ValueError, "fps: expected a number"),
+        ("a.mp4", 1e-300, ValueError, "fps: expected a number"),
         ("nowhere/a.mp4", 30, FileNotFoundError, "the folder .*nowhere does not exist"),
     ],
 )
