@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,12 @@ RESIDUAL_MEMORY = 0.9
 """Share of the old in the running mean of those."""
 BETTER = 0.1
 """The search replaces a warm start if it lowers the energy by this share and by one: less is noise of the joints."""
+SHAPE_JOINTS = 12
+"""A frame says something of a track's shape if it shows at least so many joints ..."""
+SHAPE_CONFIDENCE = 0.25
+"""... of at least this confidence."""
+NEAREST_M = 0.01
+"""A smoothed hand with a joint closer to the camera's plane than this is none."""
 SHORTEST_S = 1e-3
 """Time between two frames that share a time stamp."""
 
@@ -75,7 +82,8 @@ class HandTracker:
     * A hand that continues a track starts from the track's last state, moved onto its joints. Where the result is bad
       the search is made, too, and the better one taken.
     * The shape of a track is the mean of the betas of its frames 1, 2, 4, 8, 16, ...; these are fitted with the shape
-      free, and searched, too, in case the track began with a mistake. In all other frames the shape is fixed.
+      free, and searched, too, in case the track began with a mistake. Those of them that show too few joints, or that
+      no hand explains well, teach nothing. In all other frames the shape is fixed.
     * The side of a track is the one that its evidence named more often, weighted by score. Where it changes, the hand
       is searched again.
 
@@ -117,7 +125,7 @@ class HandTracker:
     def _open(self, frame: _Frame, clock: StageClock) -> TrackedHand:
         found = self._search(frame, frame.evidence.side, clock)
         track = _Track(self._opened, found)
-        track.vote(frame.evidence)
+        track.voted_side(frame.evidence)
         hand = self._tracked(frame, track, found, clock)
         self._tracks = [*self._tracks, track]
         self._opened += 1
@@ -126,18 +134,28 @@ class HandTracker:
     def _tracked(self, frame: _Frame, track: _Track, found: _Found, clock: StageClock) -> TrackedHand:
         """What was found, smoothed, as the caller gets it; the track remembers it for the next frame."""
         clock.lap("refine")
-        if self._smooth is not None and (track.filter is None or found.searched):
-            track.filter = HandFilter(self._smooth)
-        placed = found.placed
-        if track.filter is not None:
-            passed_s = max(frame.time_s - track.time_s, SHORTEST_S)
-            placed = track.filter.step(placed, passed_s, size_px(frame.evidence))
+        raw_m, raw_px = _joints(found.view, found.placed.in_view(found.view, track.betas))
+        joints_px = raw_px.cpu().double().numpy()
+        placed = self._smoothed(frame, track, found, size_px(joints_px))
         refined = replace(found.refined, state=placed.in_view(found.view, track.betas))
         clock.lap("smooth")
         one = answer(found.view, refined, frame.evidence, frame.image_size, None, clock)
-        track.saw(frame, found, one.model)
-        raw_m, raw_px = _joints(found.view, found.placed.in_view(found.view, track.betas))
+        track.saw(frame, found, one.model, joints_px)
         return TrackedHand(track.id, replace(one, model=track.model), raw_m, raw_px, found.searched)
+
+    def _smoothed(self, frame: _Frame, track: _Track, found: _Found, hand_px: float) -> PlacedHand:
+        """The filtered hand; the hand as it was found where the filters start anew, or lead out of the picture."""
+        if self._smooth is None:
+            return found.placed
+        if track.filter is None or found.searched:
+            track.filter = HandFilter(self._smooth)
+        passed_s = max(frame.time_s - track.time_s, SHORTEST_S)
+        smoothed = track.filter.step(found.placed, passed_s, hand_px)
+        # Pose, place and depth are filtered each for itself: after a jump they need not make a hand that is in view.
+        if _in_front(found.view, smoothed.in_view(found.view, track.betas)):
+            return smoothed
+        track.filter = HandFilter(self._smooth)
+        return track.filter.step(found.placed, passed_s, hand_px)
 
     def _search(self, frame: _Frame, side: Side | None, clock: StageClock) -> _Found:
         evidence = replace(frame.evidence, side=side)
@@ -145,10 +163,20 @@ class HandTracker:
         return _Found(view, PlacedHand.of(view, refined.state), refined, searched=True)
 
     def _follow(self, frame: _Frame, track: _Track, clock: StageClock) -> _Found:
-        if track.vote(frame.evidence):
-            searched = self._search(frame, track.side, clock)
+        side = track.voted_side(frame.evidence)
+        if side != track.side:
+            searched = self._search(frame, side, clock)
             shaped = track.shaped.in_view(searched.view)
-            return replace(_refined(searched.view, shaped, searched.placed), searched=True)
+            found = replace(_refined(searched.view, shaped, searched.placed), searched=True)
+        else:
+            found = self._followed(frame, track, clock)
+        if not bool(found.refined.energy.isfinite()):
+            raise ValueError(f"camera: no hand in front of {self._options.camera} has such keypoints")
+        track.side = side
+        return found
+
+    def _followed(self, frame: _Frame, track: _Track, clock: StageClock) -> _Found:
+        """The hand that continues the track on its side."""
         (view,) = views_of(frame.image_size, frame.evidence, None, self._options, [track.side])
         shaped = track.shaped.in_view(view)
         clock.lap("crop")
@@ -156,14 +184,12 @@ class HandTracker:
         is_milestone = track.age & (track.age + 1) == 0  # of the frame that follows `age` others: 2, 4, 8, ...
         if is_milestone or not track.trusts(_residual(shaped, found.refined.state)):
             found = self._better(found, shaped, frame, clock)
-        if is_milestone:
+        if is_milestone and _shows_shape(view) and track.trusts(_residual(shaped, found.refined.state)):
             free = refine_from(view, found.placed.in_view(view, track.betas), WARM_ITERATIONS)
             if bool(free.energy.isfinite()):
                 track.learn(free.state.betas[0], view)
                 again = _refined(view, track.shaped.in_view(view), PlacedHand.of(view, free.state))
                 found = replace(again, searched=found.searched)
-        if not bool(found.refined.energy.isfinite()):
-            raise ValueError(f"camera: no hand in front of {self._options.camera} has such keypoints")
         return found
 
     def _better(self, found: _Found, shaped: View, frame: _Frame, clock: StageClock) -> _Found:
@@ -192,12 +218,11 @@ class _Track:
         self._votes = 0.0
         self._residual = math.nan
 
-    def vote(self, evidence: HandEvidence) -> bool:
-        """Counts what the evidence says of the side; whether that of the track has changed."""
+    def voted_side(self, evidence: HandEvidence) -> Side:
+        """Counts what the evidence says of the side; the side that it named more often."""
         if evidence.side is not None:
             self._votes += evidence.score if evidence.side == "right" else -evidence.score
-        before, self.side = self.side, "right" if self._votes > 0 else "left" if self._votes < 0 else self.side
-        return self.side != before
+        return "right" if self._votes > 0 else "left" if self._votes < 0 else self.side
 
     def trusts(self, residual: float) -> bool:
         """Whether a fit with this residual is as good as those before it."""
@@ -213,13 +238,19 @@ class _Track:
         self.betas = self.betas + (betas - self.betas) / self._n_shapes
         self.shaped = ShapedHand.of(view, self.betas)
 
-    def saw(self, frame: _Frame, found: _Found, model: HandModel) -> None:
+    def saw(
+        self,
+        frame: _Frame,
+        found: _Found,
+        model: HandModel,
+        joints_px: np.ndarray,  # (21, 2) of the fit
+    ) -> None:
         """Remembers the frame for the next one."""
         residual = _residual(found.view, found.placed.in_view(found.view, self.betas))
         before = residual if self.age == 0 else self._residual
         self._residual = RESIDUAL_MEMORY * before + (1 - RESIDUAL_MEMORY) * residual
         self.placed = found.placed
-        self.last_seen = LastSeen(frame.evidence.joints2d_px, self.side)
+        self.last_seen = LastSeen(joints_px, self.side)
         if self.age == 0 or self.model.side != model.side:
             self.model = model
         self.time_s = frame.time_s
@@ -239,6 +270,18 @@ def _residual(view: View, state: HandState) -> float:
     target = view.evidence.joints[trusted]
     size = (target.amax(0) - target.amin(0)).max()
     return float((points[trusted] - target).norm(dim=1).mean() / size)
+
+
+def _shows_shape(view: View) -> bool:
+    """Whether the evidence has enough joints for a hand's shape."""
+    return int((view.evidence.confidence.cpu().numpy()[view.trusted] >= SHAPE_CONFIDENCE).sum()) >= SHAPE_JOINTS
+
+
+def _in_front(view: View, state: HandState) -> bool:
+    """Whether all joints are finite and, where the depth is known, before the camera."""
+    joints_m, joints_px = _joints(view, state)
+    finite = bool(joints_m.isfinite().all()) and bool(joints_px.isfinite().all())
+    return finite and (view.camera is None or float(joints_m[:, 2].min()) > NEAREST_M)
 
 
 def _joints(view: View, state: HandState) -> tuple[Tensor, Tensor]:

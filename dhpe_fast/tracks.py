@@ -18,8 +18,8 @@ class Tracking:
     """When two frames show the same hand."""
 
     max_distance: float = 0.75
-    """A hand is another one if its joints moved by more than this from frame to frame, on average, in hand sizes (the
-    longer side of the bounding box of its joints)."""
+    """A hand is another one if its joints are farther than this from the track's, on average, in hand sizes (the longer
+    side of the bounding box of the track's joints)."""
     side_penalty: float = 0.25
     """What counts as a distance, in hand sizes, between a track and a hand that its source calls the other side."""
     resume_s: float = 0.5
@@ -37,7 +37,7 @@ class LastSeen:
     """What association knows of a track."""
 
     joints_px: np.ndarray
-    """(21, 2) where it was seen last; NaN for joints that were not."""
+    """(21, 2) of the last fit: where joints are that were hidden is known, too. NaN for joints behind the camera."""
     side: Side | None
 
 
@@ -96,16 +96,19 @@ def assign(
 
 
 def _distance(track: LastSeen, hand: HandEvidence, tracking: Tracking) -> float:
-    """Mean distance of the joints that both show, in sizes of the hand, and what another side costs."""
+    """Mean distance of the joints that both have, in sizes of the track's hand, and what another side costs."""
     offset = np.linalg.norm(track.joints_px - hand.joints2d_px, axis=1)
     both = np.isfinite(offset)
-    if not both.any():
+    size = size_px(track.joints_px)
+    if not both.any() or not size > 0:
         return math.inf
     other_side = None not in (track.side, hand.side) and track.side != hand.side
-    return float(offset[both].mean()) / size_px(hand) + tracking.side_penalty * other_side
+    return float(offset[both].mean()) / size + tracking.side_penalty * other_side
 
 
-def size_px(hand: HandEvidence) -> float:
-    """The longer side of the bounding box of a hand's joints."""
-    seen = hand.joints2d_px[hand.confidence > 0]
-    return float(np.ptp(seen, axis=0).max())
+def size_px(
+    joints_px: np.ndarray,  # (21, 2)
+) -> float:
+    """The longer side of the bounding box of a hand's joints; 0 where none is finite."""
+    finite = joints_px[np.isfinite(joints_px).all(axis=1)]
+    return float(np.ptp(finite, axis=0).max()) if len(finite) else 0.0

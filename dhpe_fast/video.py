@@ -25,7 +25,7 @@ from dhpe_fast.metrics import second_differences
 from dhpe_fast.stages import StageClock
 from dhpe_fast.torch_settings import plain_torch
 from dhpe_fast.tracks import Tracking
-from dhpe_fast.video_file import FALLBACK_FPS, MAX_FPS, VideoReader
+from dhpe_fast.video_file import FALLBACK_FPS, VideoReader, checked_fps
 
 TRACKING = Tracking()
 
@@ -41,13 +41,13 @@ class FrameFit:
     index: int
     """Counts the frames from 0."""
     time_s: float
-    """Since the first frame."""
+    """Since the first frame: `index` over the frame rate, also where a file's own rate varies."""
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     hands: tuple[TrackedHand, ...]
     """In the order of the evidence; empty where no hand was seen."""
     faults: tuple[str, ...] = ()
-    """Why hands of this frame could not be fitted, one for each that is missing."""
+    """Why hands of this frame could not be used or fitted, one for each that is missing."""
 
     def overlay(self, **options: Any) -> np.ndarray:
         """The frame with its hands drawn in, uint8 RGB; see :func:`dhpe_fast.viz.overlay`, here fast by default."""
@@ -60,7 +60,8 @@ class FrameFit:
 class Jitter:
     """How much the joints trembled: the mean over joints and frames of ``|x[t + 1] - 2 x[t] + x[t - 1]|``.
 
-    Over all tracks, wherever three frames running show a hand; NaN where none do. The motion itself is part of it.
+    Over all tracks, wherever three frames running show a hand with finite joints; NaN where none do. The motion itself
+    is part of it.
     """
 
     before_mm: float
@@ -110,14 +111,15 @@ def fit_video(
         frames: the path of a video file; or images, all of one size, each as ``fit`` takes it: a list, an array
             (T, H, W, 3), or a generator, such as one that reads a camera.
         keypoints: for each frame its 2D joints as ``fit`` takes them, or a list of HandEvidence, or None where no hand
-            is seen. Hands with fewer than four known joints (NaN, or confidence 0) count as not seen.
+            is seen. Hands with fewer than four known joints (NaN, or confidence 0) count as not seen. An iterator may
+            have more entries than there are frames.
         order: joint order of the keypoints.
         evidence: who supplies 2D joints when `keypoints` is None.
         hand: which hand it is; "auto" takes the side from the evidence source, see ``fit``.
         model: a hand model; None is the package's own.
         camera: intrinsics; None fits a weak-perspective camera to each frame.
         device: where to compute; None is the model's device.
-        fps: frames each second; None is what the file says, and 30 for images.
+        fps: frames each second, in [0.001, 1000]; None is what the file says, and 30 for images.
         smooth: parameters of the One-Euro filters; None for no smoothing.
         tracking: when two frames show the same hand.
 
@@ -126,7 +128,9 @@ def fit_video(
 
     Raises:
         ValueError, TypeError: for bad input, naming the argument; VideoFileError for a file that is no video. What is
-            wrong with one frame (another size, keypoints of another shape) is raised when its turn comes.
+            wrong with one frame (another size, keypoints of another shape) is raised when its turn comes; going on
+            gives the frames after it. What is wrong with one hand (a joint at infinity, a confidence of 5) is among
+            ``FrameFit.faults``.
         ImportError: when no keypoints are given and no evidence source is installed.
     """
     with plain_torch():
@@ -135,8 +139,7 @@ def fit_video(
         raise TypeError(f"smooth: expected a Smoothing or None, got {type(smooth).__name__}")
     if not isinstance(tracking, Tracking):
         raise TypeError(f"tracking: expected a Tracking, got {type(tracking).__name__}")
-    if fps is not None and not (isinstance(fps, int | float) and 0 < fps <= MAX_FPS):
-        raise ValueError(f"fps: expected a number in (0, {MAX_FPS:g}] or None, got {fps!r}")
+    fps = None if fps is None else checked_fps(fps)
     if isinstance(frames, np.ndarray | Tensor) and frames.ndim != 4:
         raise ValueError(f"frames: expected a path or images (T, H, W, 3), got an array {tuple(frames.shape)}")
     images: VideoReader | Iterable[Any] = VideoReader(frames) if isinstance(frames, str | os.PathLike) else frames
@@ -144,7 +147,10 @@ def fit_video(
         raise TypeError(f"frames: expected a path or images, got {type(frames).__name__}")
     if isinstance(images, Sized) and isinstance(keypoints, Sized) and len(images) != len(keypoints):
         raise ValueError(f"keypoints: expected an entry for each of {len(images)} frames, got {len(keypoints)}")
-    source = evidence_source(evidence) if keypoints is None else _GivenHands(keypoints, order)
+    if isinstance(images, VideoReader) and isinstance(keypoints, Sized) and not images.may_have(len(keypoints)):
+        images.close()
+        raise ValueError(f"keypoints: expected an entry for each of {images.n_promised} frames, got {len(keypoints)}")
+    source = _AskedSource(evidence_source(evidence)) if keypoints is None else _GivenHands(keypoints, order)
     fps = fps or (images.fps if isinstance(images, VideoReader) else FALLBACK_FPS)
     return VideoFit(images, source, HandTracker(options, tracking, smooth), fps)
 
@@ -155,7 +161,7 @@ class VideoFit(Iterator[FrameFit]):
     def __init__(
         self,
         frames: VideoReader | Iterable[Any],
-        source: Any,  # (image, boxes) -> hands, called once for each frame
+        source: _AskedSource | _GivenHands,
         tracker: HandTracker,
         fps: float,
     ) -> None:
@@ -167,6 +173,7 @@ class VideoFit(Iterator[FrameFit]):
         self._meter = _JitterMeter()
         self._read = 0
         self._size: tuple[int, int] | None = None
+        self._fault: str | None = None
         self._ended = False
 
     @property
@@ -176,8 +183,10 @@ class VideoFit(Iterator[FrameFit]):
 
     @property
     def fault(self) -> str | None:
-        """What was missing of the video file, once the last frame was read: it was truncated, or damaged."""
-        return None if self._reader is None else self._reader.fault
+        """What was missing, once the last frame was read: the video file was truncated or damaged, or the keypoints
+        were of another number of frames.
+        """
+        return self._reader.fault if self._reader is not None and self._reader.fault is not None else self._fault
 
     @property
     def jitter(self) -> Jitter:
@@ -188,32 +197,38 @@ class VideoFit(Iterator[FrameFit]):
         """Lets go of the video file before its end."""
         if self._reader is not None:
             self._reader.close()
-        self._images = iter(())
+        self._ended, self._images = True, iter(())
 
     def __next__(self) -> FrameFit:
         clock = StageClock()
-        image = next(self._images, _END)
-        if image is _END:
-            fault = None if self._ended else self.fault
-            self._ended = True
-            self.close()
-            if fault is not None:
-                warnings.warn(fault, RuntimeWarning, stacklevel=2)
+        image = _END if self._ended else next(self._images, _END)
+        # Before anything can fail: after a bad frame, the next one's entry is the next one.
+        entry = _END if image is _END else self._source.next_entry()
+        if image is _END or entry is _END:
+            self._end(self._source.left_over() if image is _END else f"keypoints: end after {self._read} frames")
             raise StopIteration
         index, time_s = self._read, self._read / self.fps
         self._read += 1
         try:
             image = self._checked(image)
             clock.lap("read")
+            hands, unusable = self._source.hands(entry, image)  # outside of plain_torch: it may be a network
+            clock.lap("evidence")
             with plain_torch():
-                hands = self._source(image, None)
-                clock.lap("evidence")
                 tracked, faults = self._tracker.step(image.shape[:2], hands, time_s, clock)
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"frame {index}: {error}") from error
         self._meter.add(tracked)
-        return FrameFit(index, time_s, image, tuple(tracked), tuple(faults))
+        return FrameFit(index, time_s, image, tuple(tracked), (*unusable, *faults))
+
+    def _end(self, fault: str | None) -> None:
+        """Lets go of the file and says, once, what was missing."""
+        if not self._ended:
+            self._ended, self._fault = True, fault
+            if self.fault is not None:
+                warnings.warn(self.fault, RuntimeWarning, stacklevel=3)
+        self.close()
 
     def _checked(self, image: Any) -> np.ndarray:
         if self._reader is None:
@@ -229,25 +244,65 @@ class VideoFit(Iterator[FrameFit]):
         return image
 
 
+class _AskedSource:
+    """An evidence source, asked for each frame."""
+
+    def __init__(self, source: EvidenceSource) -> None:
+        self._source = source
+
+    def next_entry(self) -> Any:
+        """What belongs to the next frame; nothing but its image."""
+        return None
+
+    def hands(self, entry: Any, image: np.ndarray) -> tuple[list[HandEvidence], list[str]]:
+        """The hands of a frame, and what was wrong with others."""
+        return self._source(image, None), []
+
+    def left_over(self) -> str | None:
+        """What is wrong if no frame is left."""
+        return None
+
+
 class _GivenHands:
-    """The caller's keypoints, frame by frame, as an evidence source."""
+    """The caller's keypoints, frame by frame: see :class:`_AskedSource`."""
 
     def __init__(self, keypoints: Iterable[Any], order: str) -> None:
         joint_permutation(order)
         if not isinstance(keypoints, Iterable):
             raise TypeError(f"keypoints: expected an entry for each frame, got {type(keypoints).__name__}")
         self._entries, self._order = iter(keypoints), order
+        self._promised = len(keypoints) if isinstance(keypoints, Sized) else None
+        self._taken = 0
 
-    def __call__(self, image: np.ndarray, boxes: None) -> list[HandEvidence]:
-        try:
-            entry = next(self._entries)
-        except StopIteration:
-            raise ValueError("keypoints: there are none for this frame; give None for one without a hand") from None
+    def next_entry(self) -> Any:
+        """The entry of the next frame, which may be None; _END where there is none."""
+        entry = next(self._entries, _END)
+        self._taken += entry is not _END
+        return entry
+
+    def hands(self, entry: Any, image: np.ndarray) -> tuple[list[HandEvidence], list[str]]:
+        """The hands of an entry that can be used, and what is wrong with the others."""
         if entry is None:
-            return []
+            return [], []
         if isinstance(entry, list | tuple) and all(isinstance(hand, HandEvidence) for hand in entry):
-            return list(entry)
-        return seen_hands(entry, self._order)
+            return list(entry), []
+        seen = _seen(entry)
+        if seen is None:
+            return given_hands(entry, order=self._order)[0], []  # says what is wrong
+        hands: list[HandEvidence] = []
+        faults: list[str] = []
+        for one in seen:
+            try:
+                hands += given_hands(one, order=self._order)[0]
+            except ValueError as error:
+                faults.append(str(error))
+        return hands, faults
+
+    def left_over(self) -> str | None:
+        """What is wrong if no frame is left; entries without a known number may go on, as those of a camera do."""
+        if self._promised is None or self._promised <= self._taken:
+            return None
+        return f"keypoints: {self._promised} entries for {self._taken} frames"
 
 
 def seen_hands(
@@ -259,14 +314,16 @@ def seen_hands(
     Raises:
         TypeError, ValueError: as ``given_hands``.
     """
-    return given_hands(_seen(keypoints), order=order)[0]
+    seen = _seen(keypoints)
+    return given_hands(keypoints if seen is None else seen, order=order)[0]
 
 
-def _seen(entry: Any) -> Any:
+def _seen(entry: Any) -> np.ndarray | None:
+    """The hands (N, 21, 2 | 3) of which enough joints are known; None if it is no array of hands."""
     values = np.asarray(entry.detach().cpu() if isinstance(entry, Tensor) else entry)
     is_hands = values.ndim in (2, 3) and values.shape[-2] == N_JOINTS_STD and values.shape[-1] in (2, 3)
     if not is_hands or values.dtype.kind not in "iuf":
-        return entry  # given_hands says what is wrong
+        return None
     values = values[None] if values.ndim == 2 else values
     known = values[..., 2] > 0 if values.shape[-1] == 3 else ~np.isnan(values).all(axis=-1)
     return values[known.sum(axis=-1) >= MIN_JOINTS]
@@ -289,8 +346,10 @@ class _JitterMeter:
             now[hand.track_id] = (*before[-2:], tuple(part.cpu() for part in joints))
             if len(now[hand.track_id]) == 3:
                 triple = [torch.stack(parts) for parts in zip(*now[hand.track_id], strict=True)]
-                self._sums += [float(second_differences(parts).mean()) for parts in triple]
-                self._n_frames += 1
+                means = np.array([float(second_differences(parts).mean()) for parts in triple])
+                if np.isfinite(means).all():
+                    self._sums += means
+                    self._n_frames += 1
         self._last = now
 
     def jitter(self) -> Jitter:

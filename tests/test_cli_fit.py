@@ -102,7 +102,7 @@ def test_keypoints_that_do_not_fit_the_video_are_named(clip, tmp_path):
     np.save(tmp_path / "few.npy", np.load(clip / "clip.npy")[:3])
     exit_code, output = run("fit", clip / "clip.mp4", "-o", tmp_path / "out", "--keypoints", tmp_path / "few.npy")
     assert exit_code == 1
-    assert "frame 3: keypoints: there are none for this frame" in output
+    assert f"keypoints: expected an entry for each of {N_FRAMES} frames, got 3" in output
     assert list((tmp_path / "out").iterdir()) == [], "a video that failed leaves nothing half-written"
     (tmp_path / "none.json").write_text(json.dumps([None] * N_FRAMES))
     exit_code, output = run("fit", clip / "clip.mp4", "-o", tmp_path / "out", "--keypoints", tmp_path / "none.json")

@@ -74,6 +74,20 @@ def test_the_other_side_counts_as_a_distance():
     assert match([seen(0, "left")], [hand(24, None)], Tracking()) == [0]
 
 
+def test_a_part_of_a_hand_is_measured_by_the_whole_track():
+    """One finger (20 px long) that moved 24 px: 1.2 of its own sizes, 0.6 of the hand's."""
+    finger = np.full((21, 2), np.nan)
+    finger[5:10] = [(0.0, 5.0 * j) for j in range(5)]
+    moved_finger = HandEvidence(moved(finger, 24), np.isfinite(finger[:, 0]).astype(float))
+    track = HAND.copy()
+    track[5:10] = finger[5:10]
+    assert match([LastSeen(track, None)], [moved_finger], Tracking()) == [0]
+
+
+def test_a_track_behind_the_camera_is_continued_by_no_hand():
+    assert match([LastSeen(np.full((21, 2), np.nan), None)], [hand(0)], Tracking()) == [None]
+
+
 def test_only_joints_that_both_show_are_compared():
     half = HAND.copy()
     half[10:] = np.nan

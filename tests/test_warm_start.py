@@ -105,6 +105,20 @@ def test_a_joint_far_off_does_not_lead_the_hand_away():
     torch.testing.assert_close(followed.root_px, some_hand().root_px, rtol=0, atol=1e-3)
 
 
+def test_joints_are_followed_by_their_confidence():
+    """Every other joint is 12 px off, and hardly believed: the hand stays with the others."""
+    betas = torch.zeros(10, dtype=torch.float64)
+    view, _ = view_and_joints("right", None)
+    points = image_px(view, some_hand().in_view(view, betas)).numpy()
+    points[::2, 0] += 12.0
+    confidence = np.where(np.arange(21) % 2 == 0, 1e-3, 1.0)
+    options = FitOptions.of("right", None, None, 50, None)
+    (view,) = views_of(SIZE, HandEvidence(points, confidence), None, options, ["right"])
+    followed = some_hand().followed(view, betas)
+    torch.testing.assert_close(followed.root_px, some_hand().root_px, rtol=0, atol=0.1)
+    torch.testing.assert_close(followed.rotation, some_hand().rotation, rtol=0, atol=5e-3)
+
+
 def test_joints_of_quite_another_size_are_not_followed():
     betas = torch.zeros(10, dtype=torch.float64)
     view, _ = view_and_joints("right", None)
