@@ -34,6 +34,11 @@ PICTURE_SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 """Pictures that are worked on at a time: while one is decoded another is fitted and a third is drawn."""
 
+ITERATIONS, SUFFIXES = 50, (".glb",)
+"""Of pictures, where nothing else is asked for; videos have neither."""
+SHARED_STAGES = ("read", "evidence")
+"""Stages that the hands of a frame have in common."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Failure = tuple[Path, str]
@@ -50,8 +55,8 @@ class FitJob:
     model: HandModel | None
     options: dict[str, Any] = field(default_factory=dict)
     """Of ``fit`` and ``fit_video``."""
-    iterations: int = 50
-    suffixes: Sequence[str] = (".glb",)
+    iterations: int = ITERATIONS
+    suffixes: Sequence[str] = SUFFIXES
     smooth: bool = True
     profile: bool = False
 
@@ -228,6 +233,7 @@ def _fit_video(
     video = fit_video(file, keypoints=keypoints, smooth=SMOOTHING if job.smooth else None, **job.options)
     tracks: Counter[tuple[int, str]] = Counter()
     stages: list[dict[str, float]] = []
+    draws_ms: list[float] = []
     n_frames, n_faults, first_fault = 0, 0, ""
     with (
         video_writer(job.output / f"{stem}_overlay.mp4", video.fps) as pictures,
@@ -237,7 +243,7 @@ def _fit_video(
     ):
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is missing, which is said at the end
         for frame, picture, draw_ms in in_order(_drawn, video):
-            clock = StageClock({"draw": draw_ms})
+            clock = StageClock(_stages_of(frame))
             pictures.write(picture)
             write(frame)
             clock.lap("write")
@@ -245,15 +251,34 @@ def _fit_video(
             if frame.faults and not n_faults:
                 first_fault = f"frame {frame.index}: {frame.faults[0]}"
             n_faults += len(frame.faults)
-            if job.profile:
-                stages += [hand.fit.timings_ms | clock.stages_ms for hand in frame.hands[:1]]
+            if job.profile and frame.hands:
+                stages.append(clock.stages_ms)
+                draws_ms.append(draw_ms)
             n_frames += 1
             advance()
     lines = [f"{stem}: {n_frames} frames, jitter {video.jitter}"]
     lines += [f"{stem}: track {track}, {side} hand, in {seen} frames" for (track, side), seen in sorted(tracks.items())]
     if n_faults:
         lines.append(f"{stem}: {n_faults} hands could not be fitted, first {first_fault}")
+    lines += _ignored_options(stem, job)
+    if draws_ms:
+        lines.append(f"{stem}: drawing took {np.median(draws_ms):.2f} ms a frame, beside the stages of the table")
     return lines, stages, video.fault or (None if tracks else "no hand was found")
+
+
+def _stages_of(frame: FrameFit) -> dict[str, float]:
+    """Milliseconds of a frame: what its hands have in common counts once."""
+    stages: dict[str, float] = {}
+    for hand in frame.hands:
+        for name, time_ms in hand.fit.timings_ms.items():
+            stages[name] = time_ms + (0.0 if name in SHARED_STAGES else stages.get(name, 0.0))
+    return stages
+
+
+def _ignored_options(stem: str, job: FitJob) -> list[str]:
+    """What was asked for and is of pictures only."""
+    asked = {"--iterations": job.iterations != ITERATIONS, "--format": tuple(job.suffixes) != SUFFIXES}
+    return [f"{stem}: is a video, {name} is for pictures and was ignored" for name, given in asked.items() if given]
 
 
 def _drawn(frame: FrameFit) -> tuple[FrameFit, np.ndarray, float]:

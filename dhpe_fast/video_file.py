@@ -22,6 +22,8 @@ FALLBACK_FPS = 30.0
 MIN_FPS, MAX_FPS = 1e-3, 1000.0
 """Range of frame rates."""
 
+_COUNTED = (".avi", ".m4v", ".mov", ".mp4")
+"""Formats that store how many frames they have; of others OpenCV multiplies duration and rate, which may vary."""
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 """What OpenCV's own builds can write, by suffix."""
 
@@ -89,8 +91,9 @@ class VideoReader:
             self.close()
 
     def may_have(self, n_frames: int) -> bool:
-        """Whether so many frames agree with what the file says of itself."""
-        return self.n_promised is None or abs(n_frames - self.n_promised) <= self._slack
+        """Whether so many frames agree with what the file says of itself; of an estimate all do."""
+        is_known = self.n_promised is not None and self.file.suffix.lower() in _COUNTED
+        return not is_known or abs(n_frames - self.n_promised) <= self._slack
 
     @property
     def _slack(self) -> int:

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,7 +65,10 @@ def test_a_video_gives_an_overlay_and_a_line_for_each_frame(clip, tmp_path):
     assert f"clip: track 0, right hand, in {N_FRAMES} frames" in output
     stages = [row.split()[0] for row in output.splitlines() if re.search(r"\d\.\d\d +\d+\.\d\d$", row)]
     assert stages[0] == "decode"
-    assert {"evidence", "refine", "smooth", "draw", "write"} <= set(stages)
+    assert {"evidence", "refine", "smooth", "write"} <= set(stages)
+    assert "draw" not in stages, "frames are drawn in threads while others are fitted"
+    assert re.search(r"clip: drawing took \d+\.\d\d ms a frame", output)
+    assert "ignored" not in output
     assert stages[-1] == "total"
     assert "1 of 1 files fitted" in output
 
@@ -76,6 +80,37 @@ def test_without_smoothing_the_jitter_stays(clip, tmp_path):
     figures = re.search(FIGURES, output).groups()
     assert figures[0] == figures[1]
     assert figures[2] == figures[3]
+
+
+def test_options_of_pictures_are_said_to_be_ignored(clip, tmp_path):
+    arguments = ("fit", clip / "clip.mp4", "-o", tmp_path, "--keypoints", clip / "clip.npy")
+    exit_code, output = run(*arguments, "--iterations", 7, "--format", "obj", "--format", "glb")
+    assert exit_code == 0, output
+    for name in ("--iterations", "--format"):
+        assert f"clip: is a video, {name} is for pictures and was ignored" in output
+
+
+def test_the_stages_of_a_frame_are_those_of_all_its_hands():
+    times = [
+        {"read": 2.0, "evidence": 1.0, "refine": 5.0},
+        {"read": 2.0, "evidence": 1.0, "refine": 4.0, "render": 1.0},
+    ]
+    hands = tuple(SimpleNamespace(fit=SimpleNamespace(timings_ms=one)) for one in times)
+    stages = cli_fit._stages_of(SimpleNamespace(hands=hands))
+    assert stages == {"read": 2.0, "evidence": 1.0, "refine": 9.0, "render": 1.0}
+
+
+@pytest.mark.parametrize(("n_entries", "n_fitted"), [(N_FRAMES - 1, N_FRAMES - 1), (N_FRAMES + 1, N_FRAMES)])
+def test_what_was_fitted_stays_where_an_entry_is_missing_or_left(clip, tmp_path, n_entries, n_fitted):
+    known = np.load(clip / "clip.npy")
+    np.save(tmp_path / "k.npy", np.concatenate([known, known])[:n_entries])
+    out = tmp_path / "out"
+    exit_code, output = run("fit", clip / "clip.mp4", "-o", out, "--keypoints", tmp_path / "k.npy")
+    assert exit_code == 1
+    assert "clip.mp4: keypoints: " in output
+    summary = json.loads((out / "clip_hands.jsonl").read_text().splitlines()[-1])["summary"]
+    assert summary["frames"] == len(list(VideoReader(out / "clip_overlay.mp4"))) == n_fitted
+    assert summary["fault"].startswith("keypoints: ")
 
 
 def test_broken_videos_are_named_and_what_they_show_is_written(clip, tmp_path):

@@ -319,13 +319,16 @@ def test_a_side_is_taken_when_its_search_succeeded(monkeypatch):
 
 
 def test_a_frame_that_shows_little_teaches_no_shape():
-    """Frames 1, 3 and 7 would be lessons; 3 shows half of the hand, and 7 hardly believes its joints."""
-    views = motion(9)
+    """Frames 1, 3, 7 and 15 would be lessons; 3 shows half of the hand, 7 hardly believes its joints, 15 is no hand."""
+    views = motion(17)
     keypoints = [np.column_stack([points, np.ones(21)]) for points in keypoints_of(views)]
     keypoints[3][11:, 2] = 0.0
     keypoints[7][:, 2] = 0.1
-    shapes = [frame.hands[0].fit.params.shape[0] for frame in fitted(keypoints)]
-    assert [i for i in range(1, 9) if not torch.equal(shapes[i], shapes[i - 1])] == [1]
+    keypoints[15][:, :2] += np.random.default_rng(1).normal(0, 15, (21, 2))
+    frames = fitted(keypoints)
+    assert ids(frames) == [[0]] * 17
+    shapes = [frame.hands[0].fit.params.shape[0] for frame in frames]
+    assert [i for i in range(1, 17) if not torch.equal(shapes[i], shapes[i - 1])] == [1]
 
 
 def test_the_side_that_the_caller_names_goes_before_that_of_the_source():
@@ -337,15 +340,15 @@ def test_the_side_that_the_caller_names_goes_before_that_of_the_source():
     assert [frame.hands[0].searched for frame in frames] == [True, False, False]
 
 
-def test_a_sudden_other_pose_is_searched():
-    """The warm start would stay in the last pose's basin: a fist where a flat hand was, seen from behind."""
-    before, after = motion(1, 3)[0], motion(1, 6)[0]
-    keypoints = [before.joints2d_px.numpy()] * 2 + [after.joints2d_px.numpy() - after.joints2d_px.numpy().mean(0)]
-    keypoints[2] = keypoints[2] + before.joints2d_px.numpy().mean(0)
-    alone = dhpe_fast.fit(BLANK, keypoints=keypoints[2], hand="right")
-    last = fitted(keypoints, smooth=None)[2]
-    assert ids([last]) == [[0]]
-    assert last.hands[0].fit.residuals["joints2d_box"] < 3 * alone.residuals["joints2d_box"] + 0.01
+@pytest.mark.parametrize(("before", "after"), [(12, 1), (5, 8)])
+def test_a_sudden_other_pose_is_searched(before, after):
+    """The warm start alone stays in the last pose's basin, off by 0.35 and 0.25 of the hand; no frame of a lesson."""
+    old, new = (motion(1, seed)[0].joints2d_px.numpy() for seed in (before, after))
+    frames = fitted([old, old, new - new.mean(0) + old.mean(0)], smooth=None)
+    last = frames[2].hands[0]
+    assert ids(frames) == [[0]] * 3
+    assert [frame.hands[0].searched for frame in frames] == [True, False, True]
+    assert last.fit.residuals["joints2d_box"] < 0.01
 
 
 def test_the_page_on_video_has_the_parameters_of_the_code():

@@ -135,6 +135,12 @@ def test_no_more_than_half_a_second_may_be_missing_unsaid(tmp_path, n_frames, fp
     assert reader.may_have(7)
 
 
+def test_a_format_that_estimates_its_frames_may_have_any_number(tmp_path):
+    reader = VideoReader(write(tmp_path / "a.mkv", n=10))
+    assert reader.n_promised == 10
+    assert reader.may_have(20)
+
+
 def test_an_mp4_without_its_end_has_no_index_and_cannot_be_read(tmp_path):
     file = write(tmp_path / "a.mp4", n=60)
     file.write_bytes(file.read_bytes()[:-2000])
