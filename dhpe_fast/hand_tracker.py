@@ -48,7 +48,8 @@ class TrackedHand:
     track_id: int
     """Counts the tracks of a video from 0; a hand keeps it from frame to frame."""
     fit: HandFit
-    """The hand, smoothed if that was asked for. Its ``model`` is shared by the frames of the track."""
+    """The hand, smoothed if that was asked for, with the residuals in pixels; its ``energy``, ``iterations`` and
+    ``converged`` are those of the fit before smoothing. Its ``model`` is shared by the frames of the track."""
     raw_joints_m: Tensor
     """(21, 3) as ``fit.joints_m``, before smoothing."""
     raw_joints2d_px: Tensor
