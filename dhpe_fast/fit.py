@@ -77,8 +77,8 @@ def fit(
 
     The solver is Levenberg-Marquardt (:mod:`dhpe_fast.refinement.gauss_newton`) on 2D joints, natural poses, ranges of
     motion, the mesh's Laplacian and, where there is one, the mask: from ten views of typical poses on the skeleton,
-    then from the best three of these on the mesh. On the CPU all of it is compiled and runs on one thread; on CUDA the
-    first part is compiled, and the second runs as tensors.
+    then from the best three of these on the mesh. On the CPU both searches are compiled ops on one thread; on CUDA the
+    first is, and the second runs as tensors. What is around them (alignment, the answer) is torch on either.
 
     Args:
         image: RGB array (H, W, 3) uint8, a path, or a tensor; :func:`dhpe_fast.image.read_image` says what else.
@@ -96,7 +96,8 @@ def fit(
         device: where to compute; None is the model's device.
         evidence: who supplies 2D joints when `keypoints` is None: "mediapipe", "auto" (MediaPipe where it is
             installed), or any callable of the protocol :class:`dhpe_fast.evidence.EvidenceSource`.
-        profile: print where the time went, the stages of ``HandFit.timings_ms``; a column for each hand.
+        profile: print where the time went, the stages of ``HandFit.timings_ms``, a column for each hand; and which
+            solver ran.
 
     Returns:
         One HandFit for keypoints of one hand; a list otherwise, empty when the source found no hand.
@@ -105,23 +106,33 @@ def fit(
         ValueError, TypeError: for bad input, naming the argument.
         ImportError: when no keypoints are given and no evidence source is installed.
     """
+    clock = StageClock()
     with plain_torch():
-        clock = StageClock()
         options = FitOptions.of(hand, model, camera, iterations, device)
         pixels = read_image(image)
         clock.lap("read")
+        found, single = [], False
         if keypoints is not None:
             if boxes is not None:
                 raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
             found, single = given_hands(keypoints, order=order)
-        else:
-            found, single = evidence_source(evidence)(pixels, boxes), False
+    if keypoints is None:  # with the caller's threads, autocast and device: it may run a large network
+        with torch.no_grad():
+            found = evidence_source(evidence)(pixels, boxes)
+    with plain_torch():
         masks = _masks(mask, len(found), pixels.shape[:2])
         clock.lap("evidence")
         fits = [_fit_hand(pixels.shape[:2], e, m, options, clock.copy()) for e, m in zip(found, masks, strict=True)]
     if profile:
         print(stage_table([one.timings_ms for one in fits]))
+        print(f"solver: {solver_name(options.model.faces.device)}")
     return fits[0] if single else fits
+
+
+def solver_name(device: torch.device) -> str:
+    """What minimises the energy there, in words."""
+    how = "compiled" if device.type == "cpu" else "skeleton compiled, mesh as tensors"
+    return f"Levenberg-Marquardt, {how}, on {device}"
 
 
 @dataclass(frozen=True)

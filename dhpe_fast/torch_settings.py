@@ -11,6 +11,17 @@ import torch
 _lock = threading.Lock()
 _users = 0
 _threads_before = 1
+"""Of the thread that came when nobody else was within `plain_torch`."""
+
+
+class _Visit(threading.local):
+    """How deep a thread is within `plain_torch`, and how many threads its work had before."""
+
+    depth = 0
+    threads_before = 1
+
+
+_visit = _Visit()
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -50,17 +61,26 @@ def plain_torch() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The number of threads belongs to the process: the last of several users gives it back."""
+    """Each thread of the caller has a number of its own, so each gets its own back.
+
+    A thread that torch meets for the first time takes the number that was set last anywhere: while others are in here,
+    a count of one is theirs, and what the first of them had is given back instead.
+    """
     global _users, _threads_before
-    with _lock:
-        if _users == 0:
-            _threads_before = torch.get_num_threads()
-        _users += 1
-        torch.set_num_threads(1)
+    if _visit.depth == 0:
+        with _lock:
+            before = torch.get_num_threads()
+            if _users == 0:
+                _threads_before = before
+            _visit.threads_before = _threads_before if before == 1 else before
+            _users += 1
+            torch.set_num_threads(1)
+    _visit.depth += 1
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                torch.set_num_threads(_threads_before)
+        _visit.depth -= 1
+        if _visit.depth == 0:
+            with _lock:
+                _users -= 1
+                torch.set_num_threads(_visit.threads_before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhpe_fast.refinement.cuda_graph import GraphedIteration
+from dhpe_fast.refinement.cuda_graph import WARM_UP_STEPS, GraphedIteration
 
 
 def half_way(state: tuple[Tensor, ...], constants: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -82,3 +82,23 @@ def test_a_step_that_waits_for_the_device_runs_eagerly_and_the_reason_is_kept():
         found, _ = iteration(*start("cuda"), iterations=2)
         torch.testing.assert_close(found, 0.75 * start("cuda")[1][0])
         assert iteration.reason.startswith("the step cannot be recorded in a CUDA graph: ")
+
+
+@pytest.mark.needs_cuda
+def test_what_lacked_memory_is_tried_again():
+    runs = []
+
+    def hungry(state, constants):
+        runs.append(len(runs))
+        if len(runs) == 1:
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+        return half_way(state, constants)
+
+    iteration = GraphedIteration(hungry)
+    found, _ = iteration(*start("cuda"), iterations=2)
+    torch.testing.assert_close(found, 0.75 * start("cuda")[1][0])
+    assert iteration.reason.startswith("no memory to record the step in a CUDA graph: ")
+    found, _ = iteration(*start("cuda"), iterations=2)
+    assert iteration.reason is None
+    assert len(runs) == 1 + 2 + WARM_UP_STEPS + 1
+    torch.testing.assert_close(found, 0.75 * start("cuda")[1][0])

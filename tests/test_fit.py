@@ -183,6 +183,24 @@ def test_any_evidence_source_can_be_plugged_in():
     assert dhpe_fast.fit(BLANK, evidence=lambda image, boxes: []) == []
 
 
+def test_an_evidence_source_runs_as_the_caller_has_set_torch():
+    """A network in there has all threads and the caller's autocast; that it needs no gradients is known."""
+    keypoints, before, seen = weak_image(make_hand(9)[0]), torch.get_num_threads(), []
+
+    def source(image_rgb: np.ndarray, boxes: np.ndarray | None) -> list[HandEvidence]:
+        seen.append((torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return [HandEvidence(keypoints.astype(np.float64), np.ones(21), "right", 0.9)]
+
+    torch.set_num_threads(3)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            dhpe_fast.fit(BLANK, evidence=source)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(3, True, False)]
+
+
 def test_a_float64_left_model_of_the_caller_is_used_for_both_sides():
     model = HandModel.default("left", dtype=torch.float64)
     joints_m, _, _ = make_hand(3)
@@ -299,7 +317,9 @@ def test_perspective_decides_the_side():
 def test_profile_prints_the_stages_of_each_hand(capsys):
     keypoints = weak_image(make_hand(3)[0])
     dhpe_fast.fit(BLANK, keypoints=np.stack([keypoints, keypoints]), iterations=2, profile=True)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *table, solver = capsys.readouterr().out.splitlines()
+    assert solver == "solver: Levenberg-Marquardt, compiled, on cpu"
+    rows = [line.split() for line in table]
     assert rows[0] == ["stage", "ms,", "0", "ms,", "1"]
     assert [row[0] for row in rows[1:]] == ["decode", "evidence", "crop", "first", "refine", "render", "total"]
     parts = np.array([[float(value) for value in row[-2:]] for row in rows[1:]])

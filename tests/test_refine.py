@@ -16,7 +16,7 @@ from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.losses import cotangent_laplacian, mask_iou_loss
 from dhpe_fast.ops import EnergyWeights, FeatureTerm, RefineEnergy, refine_descend, refine_gradient, refine_mask
-from dhpe_fast.reference.descent_rule import STATUS
+from dhpe_fast.reference.descent_rule import STATUS, STEPS
 from dhpe_fast.reference.refine import TERMS
 from dhpe_fast.refinement.constants import refine_model
 
@@ -269,6 +269,41 @@ def test_linearised_energies_choose_no_best(scene):
     assert torch.equal(found.best_h, scene.h)
 
 
+def test_a_gated_feature_term_has_no_part_in_the_comparison(scene, hand, device):
+    """A hand comes near to its joints, and the gate opens on a large feature term: it is better than before."""
+    joints2d_px = (hand.regress_joints(hand.decode(scene.h).verts_m)[..., :2] + 1) / 2 * S
+    huge = replace(scene.energy.feature, value=torch.full((3,), 1e3, dtype=torch.float64))
+    energy = replace(scene.energy, joints2d_px=joints2d_px, feature=huge, feature_tau_px=4.0, weights=EnergyWeights())
+    energy, near = moved(energy, device), scene.h.to(device, copy=True)
+    far = near.clone()
+    far[:, H_LAYOUT["trans"]] += 1.0  # 12 px to the right and down
+    first = refine_descend(far, energy, rates(far), 0)
+    found = refine_descend(near, energy, rates(near), 0, memory=first.memory)
+    total = first.energies[:, 0, -1], found.energies[:, 0, -1]
+    assert (total[0] < 20).all()
+    assert (total[1] > 900).all()
+    assert torch.equal(found.best_h, near)
+    assert not found.diverged.any()
+    rank = found.energies[:, 0, 0] + found.energies[:, 0, 2]
+    torch.testing.assert_close(found.best_energy, rank)
+    back = refine_descend(far, energy, rates(far), 0, memory=found.memory)
+    assert torch.equal(back.best_h, near)
+
+
+@pytest.mark.parametrize("optimizer", ["gd", "adam"])
+def test_a_step_that_is_refused_leaves_the_memory_of_the_optimizer(scene, optimizer, device):
+    """Steps without end: no h, no moment and no count of steps comes of them; the same in the twin."""
+    for descend, on in ((refine_descend, device), (reference.refine_descend, torch.device("cpu"))):
+        h, energy = scene.h.to(on, copy=True), moved(scene.energy, on)
+        whole = descend(h, energy, rates(h), 1, optimizer=optimizer, evaluate_end=False)
+        found = descend(whole.h, energy, rates(h, math.inf), 1, optimizer=optimizer, memory=whole.memory)
+        assert torch.equal(found.h, whole.h)
+        assert (found.memory[:, STATUS] == 3).all()
+        assert torch.equal(found.memory[:, :126], whole.memory[:, :126])
+        assert torch.equal(found.memory[:, STEPS], whole.memory[:, STEPS])
+        assert whole.memory[:, :126].any() == (optimizer == "adam")
+
+
 def test_hands_do_not_influence_each_other(scene, device):
     h, energy = scene.h.to(device, copy=True), moved(scene.energy, device)
     h[1, 5] = math.nan
@@ -402,6 +437,11 @@ def test_wrong_arguments_are_refused_by_name(scene):
         (lambda: replace(energy, feature=None), ValueError, "weights.feature is 0.5, which needs feature"),
         (lambda: replace(energy, model=replace(model, prior=None)), ValueError, "weights.pose is 0.01, which needs"),
         (lambda: replace(energy, feature_tau_px=-1.0), ValueError, "feature_tau_px is -1.0"),
+        (
+            lambda: replace(energy, feature_tau_px=3.0, weights=EnergyWeights(joints=0, laplacian=0)),
+            ValueError,
+            "feature_tau_px is 3.0, which needs the weight of another term",
+        ),
         (lambda: EnergyWeights(limits=-1.0), ValueError, r"EnergyWeights\.limits: expected a finite number >= 0"),
         (lambda: refine_descend(h, energy, r[:9], 1), ValueError, r"rates has shape \(9,\), expected \(63,\)"),
         (lambda: refine_descend(h, energy, r, -1), ValueError, "iterations is -1"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +86,16 @@ def test_a_refiner_says_why_nothing_is_recorded(dhpe, batch):
     assert refiner.not_recorded == "no batch was refined yet"
     refiner(*batch)
     assert refiner.not_recorded == "there is nothing to record"
+
+
+def test_a_refiner_keeps_no_batch(dhpe, batch):
+    refiner = Refiner(dhpe, **OPTIONS)
+    pixels = batch[0].numpy().copy()
+    kept = weakref.ref(pixels)
+    refiner(torch.from_numpy(pixels), *batch[1:])
+    del pixels
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.needs_cuda

@@ -17,18 +17,18 @@ void for_hands(const RefineModel<T>& model, const RefineOptions& options, int64_
   });
 }
 
-// One step of a hand that moves on; false, and h as it was, where the step is not finite.
+// One step of a hand that moves on; false, and h and memory as they were, where the step is not finite.
 template <typename T>
 bool take_step(const DescentOptions& o, const T* rates, const T* gradient, T* h, T* memory) {
-  T moved[kHandSize];
+  MovedEntry<T> moved[kHandSize];
   const AdamBias bias = adam_bias(static_cast<double>(memory[kSteps]) + 1);
   bool is_finite = true;
   for (int i = 0; i < kHandSize; ++i) {
     moved[i] = moved_entry(o.optimizer, bias, h[i], rates[i], gradient[i], i, memory);
-    is_finite = is_finite && std::isfinite(moved[i]);
+    is_finite = is_finite && std::isfinite(moved[i].h);
   }
   if (!is_finite) return false;
-  std::copy_n(moved, kHandSize, h);
+  for (int i = 0; i < kHandSize; ++i) take_entry(moved[i], i, h, memory);
   memory[kSteps] += 1;
   return true;
 }

@@ -348,12 +348,12 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
   __syncthreads();
   if (!s.moves) return;
-  T moved = 0;
+  MovedEntry<T> moved = {};
   if (i < kHandSize)
     moved = moved_entry(task.descent.optimizer, adam_bias(static_cast<double>(memory[kSteps]) + 1), h[i], task.rates[i],
                         s.grad[i], i, memory);
-  const bool is_finite = __syncthreads_and(i >= kHandSize || std::isfinite(moved));
-  if (is_finite && i < kHandSize) h[i] = moved;
+  const bool is_finite = __syncthreads_and(i >= kHandSize || std::isfinite(moved.h));
+  if (is_finite && i < kHandSize) take_entry(moved, i, h, memory);
   if (i == 0) {
     if (is_finite)
       memory[kSteps] += 1;

@@ -133,8 +133,7 @@ DHPE_HD Vec3<T> limit_violation(const PosePriorView<T>& p, const T* pose, int j)
   return {out[0], out[1], out[2]};
 }
 
-// ---- Iterates and steps
-// -------------------------------------------------------------------------------------------------------
+// ---- Iterates and steps ---------------------------------------------------------------------------------------------
 
 // Of a caller's own memory nothing is known: NaN is at rest, too.
 template <typename T>
@@ -199,15 +198,29 @@ struct AdamBias {
 
 DHPE_HD AdamBias adam_bias(double t) { return {1 - std::pow(kAdamBeta1, t), 1 - std::pow(kAdamBeta2, t)}; }
 
-// Where entry i of h goes, by gradient descent or Adam, whose moments it moves.
+// An entry of h after a step, and Adam's moments with it: nothing is stored before all entries are known to be finite.
 template <typename T>
-DHPE_HD T moved_entry(Optimizer optimizer, const AdamBias& bias, T h, T rate, T gradient, int i, T* memory) {
-  if (optimizer == Optimizer::gd) return h - rate * gradient;
-  T& first = memory[kFirstMoment + i];
-  T& second = memory[kSecondMoment + i];
-  first = T(kAdamBeta1) * first + T(1 - kAdamBeta1) * gradient;
-  second = T(kAdamBeta2) * second + T(1 - kAdamBeta2) * (gradient * gradient);
-  return h - rate * ((first / T(bias.first)) / (std::sqrt(second / T(bias.second)) + T(kAdamEps)));
+struct MovedEntry {
+  T h, first, second;
+};
+
+// Where entry i of h goes, by gradient descent or Adam.
+template <typename T>
+DHPE_HD MovedEntry<T> moved_entry(Optimizer optimizer, const AdamBias& bias, T h, T rate, T gradient, int i,
+                                  const T* memory) {
+  MovedEntry<T> to = {h - rate * gradient, memory[kFirstMoment + i], memory[kSecondMoment + i]};
+  if (optimizer == Optimizer::gd) return to;
+  to.first = T(kAdamBeta1) * to.first + T(1 - kAdamBeta1) * gradient;
+  to.second = T(kAdamBeta2) * to.second + T(1 - kAdamBeta2) * (gradient * gradient);
+  to.h = h - rate * ((to.first / T(bias.first)) / (std::sqrt(to.second / T(bias.second)) + T(kAdamEps)));
+  return to;
+}
+
+template <typename T>
+DHPE_HD void take_entry(const MovedEntry<T>& to, int i, T* h, T* memory) {
+  h[i] = to.h;
+  memory[kFirstMoment + i] = to.first;
+  memory[kSecondMoment + i] = to.second;
 }
 
 }  // namespace DHPE_MATH_NAMESPACE

@@ -245,6 +245,11 @@ class MaskedFeatures:
         """The crops as F sees them, and F(x)."""
         return self._images, self.features
 
+    def without_tensors(self) -> MaskedFeatures:
+        """The same without crops, for what is to be kept: to be called it needs other ones, see ``on``."""
+        none = self._images.new_empty(0)
+        return self.on(none, none)
+
     def on(
         self,
         images: Tensor,  # (B, 3, s, s)

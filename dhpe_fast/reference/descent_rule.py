@@ -22,6 +22,10 @@ FRESH, MOVING, CONVERGED, NOT_FINITE = range(4)
 IDLE_TO_CONVERGE = 3
 """Changes running of a hand's energy below the tolerance after which it rests."""
 
+DIVERGED_SLACK = 1e-5
+"""A hand has diverged when its energy ends above the first one by more than this share: less is rounding, as of hands
+that start at the optimum."""
+
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPS = 1e-8
 
@@ -38,9 +42,15 @@ class Descent(NamedTuple):
 
     @property
     def diverged(self) -> Tensor:
-        """(B,) bool: an energy or a step was not finite, or the last energy is above the first."""
+        """(B,) bool: an energy or a step was not finite, or the last energy is above the first by more than rounding.
+
+        A hand that has gone up and is still below its first energy is not flagged; ``best_h`` is its best h all the
+        same.
+        """
         memory = self.memory
-        return (memory[:, STATUS] == NOT_FINITE) | (memory[:, LAST_ENERGY] > memory[:, FIRST_ENERGY])
+        first, last = memory[:, FIRST_ENERGY], memory[:, LAST_ENERGY]
+        slack = DIVERGED_SLACK * (first.abs() + torch.finfo(memory.dtype).eps)
+        return (memory[:, STATUS] == NOT_FINITE) | (last > first + slack)
 
     @property
     def converged(self) -> Tensor:
@@ -51,6 +61,11 @@ class Descent(NamedTuple):
     def best_h(self) -> Tensor:
         """(B, 63) the iterates of least energy, but those whose energy was extrapolated."""
         return self.memory[:, BEST_H]
+
+    @property
+    def best_energy(self) -> Tensor:
+        """(B,) of ``best_h``: the part of its energy by which iterates are compared."""
+        return self.memory[:, BEST_ENERGY]
 
 
 def first_memory(
@@ -115,7 +130,7 @@ def stepped(
 ) -> tuple[Tensor, Tensor]:
     """The next iterates and the memory: by gradient descent ("gd") or Adam (Kingma and Ba 2015).
 
-    A hand whose next h is not finite keeps its h and rests from now on.
+    A hand whose next h is not finite keeps its h and Adam's moments, and rests from now on.
     """
     after, moving = memory.clone(), memory[:, STATUS] == MOVING
     direction = gradient
@@ -123,13 +138,15 @@ def stepped(
         beta1, beta2 = _ADAM_BETAS
         first = beta1 * memory[:, FIRST_MOMENT] + (1 - beta1) * gradient
         second = beta2 * memory[:, SECOND_MOMENT] + (1 - beta2) * gradient.square()
-        after[:, FIRST_MOMENT] = torch.where(moving[:, None], first, memory[:, FIRST_MOMENT])
-        after[:, SECOND_MOMENT] = torch.where(moving[:, None], second, memory[:, SECOND_MOMENT])
         step = memory[:, STEPS, None].double() + 1
-        first, second = first / (1 - beta1**step).to(h.dtype), second / (1 - beta2**step).to(h.dtype)
-        direction = first / (second.sqrt() + _ADAM_EPS)
+        unbiased = first / (1 - beta1**step).to(h.dtype), second / (1 - beta2**step).to(h.dtype)
+        direction = unbiased[0] / (unbiased[1].sqrt() + _ADAM_EPS)
     moved = h - rates * direction
     finite = moved.isfinite().all(-1)
-    after[:, STEPS] += moving & finite
+    steps = moving & finite
+    if optimizer == "adam":
+        after[:, FIRST_MOMENT] = torch.where(steps[:, None], first, memory[:, FIRST_MOMENT])
+        after[:, SECOND_MOMENT] = torch.where(steps[:, None], second, memory[:, SECOND_MOMENT])
+    after[:, STEPS] += steps
     after[:, STATUS] = torch.where(moving & ~finite, NOT_FINITE, memory[:, STATUS])
-    return torch.where((moving & finite)[:, None], moved, h), after
+    return torch.where(steps[:, None], moved, h), after

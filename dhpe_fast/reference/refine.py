@@ -188,6 +188,15 @@ class RefineEnergy:
                 raise ValueError(f"weights.{name} is {getattr(self.weights, name)}, which needs {missing[name]}")
         if self.feature_tau_px is not None and not (math.isfinite(self.feature_tau_px) and self.feature_tau_px > 0):
             raise ValueError(f"feature_tau_px is {self.feature_tau_px}, expected a finite number > 0 or None")
+        check_gate(self.weights, self.feature_tau_px)
+
+
+def check_gate(weights: EnergyWeights, feature_tau_px: float | None) -> None:
+    """Raises ValueError if a gate switches all there is: nothing would be left to compare iterates by."""
+    if feature_tau_px is None or weights.feature == 0:
+        return
+    if not any(value > 0 for name, value in vars(weights).items() if name != "feature"):
+        raise ValueError(f"feature_tau_px is {feature_tau_px}, which needs the weight of another term than the feature")
 
 
 def check_alike(name: str, tensor: Tensor, template: Tensor) -> None:

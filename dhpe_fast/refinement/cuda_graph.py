@@ -23,8 +23,9 @@ class GraphedIteration:
 
     A step that is to be recorded must not wait for the device (``.item()``, ``bool(tensor)``, copies to the CPU), and
     must leave state and constants as they are. Where recording is not possible, steps run one by one, and ``reason``
-    says why. State and constants are copied into memory of the graph's own: the same graph serves other images and
-    hands of the same shapes. Tensors that the step captures from elsewhere, such as weights, must stay where they are.
+    says why; for tensors of these shapes it is tried again only if memory was short. State and constants are copied
+    into memory of the graph's own: the same graph serves other images and hands of the same shapes, one thread at a
+    time. Tensors that the step captures from elsewhere, such as weights, must stay where they are.
 
     Attributes:
         reason: why the steps of the last call were not replayed; None if they were.
@@ -82,6 +83,8 @@ class GraphedIteration:
             self._graph = None  # its memory is free for the next one
             try:
                 self._graph = _Graph(self._step, state, constants, key)
+            except torch.OutOfMemoryError as error:  # what fills the memory now may be gone at the next call
+                self.reason = f"no memory to record the step in a CUDA graph: {str(error).splitlines()[0]}"
             except RuntimeError as error:
                 self.reason = f"the step cannot be recorded in a CUDA graph: {str(error).splitlines()[0]}"
                 self._refused[key] = self.reason

@@ -24,7 +24,8 @@ What the text leaves open, and what is done here:
 * One gamma for everything, and lambda 1, are literal, and the defaults. With trained networks they diverge: the squared
   distance of features is hundreds of times that of joints, the curvatures of the blocks of h differ by orders of
   magnitude; joints alone then barely move. ``block_scales`` gives each block its own step, ``BALANCED`` is a measured
-  choice, with a weight of 1e-4 for features. A hand that diverges keeps its best iterate, and is flagged.
+  choice, with a weight of 1e-4 for features. Every hand gets the best of its iterates; one that ends above where it
+  began is flagged besides.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Refinement:
     """Where the descent ended, and the way there."""
 
     h: Tensor
-    """(B, 63), always finite: the last iterates, and of hands that have diverged the best ones"""
+    """(B, 63), always finite: of each hand the iterate of least energy, its last one unless the energy went up again;
+    with ``update_joints2d`` the last iterates. Where ``feature_interval`` leaves the CNN out, iterates in between do
+    not compete."""
     energy: dict[str, Tensor]
     """By term ("joints", "feature", "laplacian" and what else has a weight: before their weights; "total": with them),
     (iterations + 1, B): row t is at h'(t). In rows where ``feature_interval`` leaves the CNN out, its term is
@@ -77,9 +80,9 @@ class Refinement:
     joints2d_px: Tensor
     """(B, 21, 2) j'_2D as used last"""
     diverged: Tensor
-    """(B,) bool: h'(0), an energy or a step was not finite, or the last energy is above the first. Energies are
-    compared without a feature term that ``feature_tau_px`` switches, and not at all with ``update_joints2d``, which
-    changes what they measure."""
+    """(B,) bool: h'(0), an energy or a step was not finite, or the last energy is above the first by more than rounding
+    (1e-5 of it). Energies are compared without a feature term that ``feature_tau_px`` switches, and not at all with
+    ``update_joints2d``, which changes what they measure."""
     converged: Tensor
     """(B,) bool: the tolerance let the hand rest"""
 
@@ -98,8 +101,9 @@ def refine(
 ) -> Refinement:
     """Refines each hand of a batch on its own, see the module's docstring (Eq. 11).
 
-    A hand whose step or energy is not finite stays where it is and is flagged, as one whose energy ends above where it
-    began; the best h of its way is returned, and no NaN ever: entries of `h` that are not finite come back as 0.
+    The best h of each hand's way is returned. A hand whose step or energy is not finite stays where it is and is
+    flagged, as one whose energy ends above where it began. No NaN ever: entries of `h` that are not finite come back
+    as 0.
     Neither `dhpe` nor any argument is changed; no gradient flows through the refinement. Works under ``torch.no_grad``
     and ``torch.inference_mode``, too. For many batches, a :class:`Refiner` prepares the networks once.
 
@@ -130,7 +134,8 @@ class Refiner:
 
     F is copied and frozen when the refiner is made: later training does not reach it. On CUDA, a full iteration (the
     mask of h, F forwards and backwards, the steps up to its next run) is recorded in a CUDA graph with the first batch
-    and replayed for all of the same size, unless a mask or ``update_joints2d`` takes part.
+    and replayed for all of the same size, unless a mask or ``update_joints2d`` takes part. The recording is memory that
+    every call writes: a refiner is for one thread at a time.
 
     Attributes:
         options: how it descends.
@@ -195,13 +200,14 @@ class Refiner:
             h, graph = h.to(path.dtype), None
             if recordable and chosen.iterations >= chosen.feature_interval:
                 if self._graph is None or self._graph[0] is not path.model:
-                    self._graph = path.model, GraphedIteration(_full_iteration(path, masked_features, chosen))
+                    step = _full_iteration(path, masked_features.without_tensors(), chosen)
+                    self._graph = path.model, GraphedIteration(step)
                 graph = self._graph[1]
             descent, joints2d_px = _descend(path, h, joints2d_px, masked_features, update, graph, chosen)
             self.not_recorded = "there is nothing to record" if graph is None else graph.reason
             not_finite = descent.memory[:, STATUS] == NOT_FINITE
             diverged = not_finite if update else descent.diverged
-            h = torch.where(diverged[:, None] & (update is None), descent.best_h, descent.h)
+            h = descent.h if update else torch.where(_went_up(descent, chosen)[:, None], descent.best_h, descent.h)
             h = torch.where(is_finite, h, 0) if not_finite.any() else h
         energies = descent.energies.permute(2, 1, 0)
         shown = [name for name in TERMS if name in (*PAPER_TERMS, "total") or getattr(chosen.weights, name) > 0]
@@ -215,6 +221,12 @@ class Refiner:
             with torch.no_grad():
                 features = self._dhpe.features(images)
         return _UpdateJoints(_refiner(self._dhpe), features, self._project, images.shape[-1])
+
+
+def _went_up(descent: Descent, options: RefineOptions) -> Tensor:  # (B,) bool
+    """Whose last iterate is not the best; its energy in the last row is exact, even if the hand came to rest before."""
+    last = rank_of(descent.energies[:, -1], options.weights, options.feature_tau_px)
+    return ~(last <= descent.best_energy)  # true for NaN
 
 
 class _Path(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dhpe_fast.conventions import H_LAYOUT, H_SIZE
 from dhpe_fast.nets.frozen_features import PRECISIONS
 from dhpe_fast.ops import EnergyWeights
-from dhpe_fast.reference.refine import OPTIMIZERS
+from dhpe_fast.reference.refine import OPTIMIZERS, check_gate
 
 
 @dataclass(frozen=True)
@@ -94,5 +94,6 @@ class RefineOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+        check_gate(self.weights, self.feature_tau_px)
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ValueError(f"tolerance: expected a finite number >= 0, got {self.tolerance!r}")
