@@ -530,7 +530,7 @@ def test_the_optimum_is_no_divergence(refine, scene):
     with torch.no_grad():
         joints2d_px = pixels(toy.project(truth).joints)
     weights = EnergyWeights(feature=0.0, laplacian=0.0)
-    result = refine(toy, scene.images.float(), truth, joints2d_px, weights=weights, block_scales=BALANCED)
+    result = refine(toy, scene.images.float(), truth, joints2d_px, weights=weights, block_scales=BALANCED, iterations=1)
     assert (result.energy["total"] < 1e-10).all()
     assert not result.diverged.any()
 

@@ -16,7 +16,7 @@ from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.pose_prior import PosePrior
 from dhpe_fast.losses import cotangent_laplacian, mask_iou_loss
 from dhpe_fast.ops import EnergyWeights, FeatureTerm, RefineEnergy, refine_descend, refine_gradient, refine_mask
-from dhpe_fast.reference.descent_rule import STATUS, STEPS
+from dhpe_fast.reference.descent_rule import FIRST_ENERGY, LAST_ENERGY, STATUS, STEPS
 from dhpe_fast.reference.refine import TERMS
 from dhpe_fast.refinement.constants import refine_model
 
@@ -260,6 +260,17 @@ def test_a_descent_that_goes_up_says_so_and_knows_the_best(scene, device):
         best = refine_gradient(found.best_h, energy)[1][:, -1]
         seen = found.energies[..., -1].nan_to_num(math.inf)
         torch.testing.assert_close(best, seen.min(1).values)
+
+
+def test_only_more_than_rounding_is_a_divergence(dtype):
+    """First and last energies written into the memory of four hands."""
+    first, last = [2.0, 2.0, 0.0, 1e-3], [2.00001, 2.0001, torch.finfo(dtype).eps * 1e-6, 1e-9]
+    memory = reference.descent_rule.first_memory(torch.zeros(4, 63, dtype=dtype))
+    memory[:, STATUS] = 1
+    for index, energies in ((FIRST_ENERGY, first), (LAST_ENERGY, last)):
+        memory[:, index] = torch.tensor(energies, dtype=dtype)
+    found = ops.Descent(memory[:, :63], memory, memory.new_empty(4, 0, 8))
+    assert found.diverged.tolist() == [False, True, False, False]
 
 
 def test_linearised_energies_choose_no_best(scene):
