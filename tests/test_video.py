@@ -212,6 +212,21 @@ def test_smoothing_starts_anew_where_a_hand_was_searched():
     assert off_px[3] > 4
 
 
+def test_the_speed_of_a_part_of_a_hand_is_in_sizes_of_the_whole(monkeypatch):
+    """A finger is shorter than the hand; filtered in its own size, it would seem to be faster."""
+    step, sizes_px = HandFilter.step, []
+
+    def recorded(self, hand, dt_s, hand_px):
+        sizes_px.append(hand_px)
+        return step(self, hand, dt_s, hand_px)
+
+    monkeypatch.setattr(HandFilter, "step", recorded)
+    keypoint = motion(1)[0].joints2d_px.numpy()
+    finger = np.isin(np.arange(21), [5, 6, 7, 8])[:, None]
+    fitted([keypoint, keypoint, np.where(finger, keypoint, np.nan)])
+    assert sizes_px[1:] == pytest.approx([np.ptp(keypoint, axis=0).max()] * 2, rel=0.1)
+
+
 # --- Identity ----------------------------------------------------------------------------------------------------
 
 
