@@ -127,7 +127,8 @@ def read_keypoints(
 def _entry_of(images: Any, image_name: str | None, file: Path) -> Any:
     if not isinstance(images, dict):
         raise ValueError(
-            f"{file}: images: expected an object from image names to keypoints, got {type(images).__name__}"
+            f"{file}: expected an object from image names to keypoints, {{'a.jpg': [[x, y], ...]}}, got a "
+            f"{type(images).__name__}"
         )
     if image_name is None and len(images) == 1:
         return next(iter(images.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -367,7 +368,9 @@ def _draw_data(config: TrainConfig) -> None:
         while not plan.root.exists():  # if the first one fails, torchrun ends the others
             time.sleep(1)
         return
-    with tqdm(total=plan.n_training + plan.n_evaluation, desc=f"drawing {plan.root}", disable=None) as bar:
+    total = plan.n_training + plan.n_evaluation
+    print(f"drawing {total} hands into {plan.root}, once; interrupted, it begins anew", file=sys.stderr, flush=True)
+    with tqdm(total=total, desc=f"drawing {plan.root}", disable=None) as bar:
         write_synthetic(plan.root, **wanted, on_image=bar.update)
 
 
