@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import readme_table
 import torch
 import work_counts
 from bench_raster import JOBS, check_same_picture, timed_call, work_of
-from common import RESULTS, rounds_within, time_ms
+from common import QUIET_BUSY, RESULTS, rounds_within, time_ms
 from peaks import Caches, Peaks
 from raster_peers import PEERS, RENDERINGS, at_hand, ndc
 from readme_goals import FASTEST, Goal
@@ -91,6 +92,14 @@ def areas(scene: Scene) -> torch.Tensor:  # (B, F), of the projected faces
 def euler(scene: Scene) -> int:
     sides = torch.stack([scene.faces, scene.faces.roll(1, 1)], -1).reshape(-1, 2)
     return scene.verts_px.shape[1] - len(sides.sort(1).values.unique(dim=0)) + len(scene.faces)
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_figures_are_of_a_quiet_machine_and_a_commit(file):
+    run = json.loads(file.read_text())["run"]
+    assert re.fullmatch("[0-9a-f]{7,}", run["commit"])
+    # Older files have the load of the minute before: 0.5 is what one idle machine makes of having just been used.
+    assert run["busy_before"] <= QUIET_BUSY if "busy_before" in run else run["load_before"] <= 0.5
 
 
 def test_skinning_is_counted_by_hand():
