@@ -22,6 +22,7 @@ import torch
 from common import DEVICE, device_times_ms, noise_warning, run_facts, summary, time_ms, write_result
 from refine_peers import ComposedIteration, manopth_layer
 from refine_scene import Scene, perturbed_hands
+from timings import as_text
 from torch import Tensor
 
 from dhpe_fast.losses import cotangent_laplacian, joints2d_refine_loss, laplacian_loss
@@ -263,16 +264,9 @@ def _case(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["device"], row["job"], row["batch"], row["threads"]
 
 
-def as_text(rows: list[dict[str, Any]]) -> str:
-    """One line for each row."""
-    head = f"{'job':26}{'implementation':24}{'median ms':>11}{'IQR ms':>10}"
-    lines = [head + "".join(f"{f'x {name}':>12}" for name in BASELINES)]
-    for row in rows:
-        job = f"{row['job']} B={row['batch']}, {row['threads']} thr."
-        ratios = [row.get(f"times_{name}") for name in BASELINES]
-        columns = "".join(f"{'-' if ratio is None else f'{ratio:.2f}':>12}" for ratio in ratios)
-        lines.append(f"{job:26}{row['implementation']:24}{row['median_ms']:11.4f}{row['iqr_ms']:10.4f}{columns}")
-    return "\n".join(lines)
+def job_of(row: dict[str, Any]) -> str:
+    """In words."""
+    return f"{row['job']} B={row['batch']}, {row['threads']} thr."
 
 
 def run(device: str, batches: dict[str, tuple[int, ...]], seconds: float, depth: int = 50) -> list[dict[str, Any]]:
@@ -311,7 +305,7 @@ def main() -> None:
     arguments = parser.parse_args()
     batches = {"geometric": arguments.batches, "full": arguments.full_batches}
     rows = run(DEVICE, batches, arguments.seconds, arguments.depth)
-    print(f"{noise_warning()}{as_text(rows)}")
+    print(f"{noise_warning()}{as_text(rows, BASELINES, job_of)}")
     if not arguments.dry:
         facts = {"mode": MODE, "depth": arguments.depth, "weights": "random", "paper_ms": PAPER_MS}
         print(f"-> {write_result('refine', {'run': run_facts(DEVICE), **facts, 'rows': rows})}")

@@ -68,7 +68,7 @@ class Timings:
     def finish(self) -> str:
         """The table as text; writes the result file unless the run was a partial one."""
         rows = self.rows()
-        text = noise_warning() + as_text(rows, self.peers)
+        text = noise_warning() + as_text(rows, self.peers, _job_of)
         if sum(timing.case.implementation not in self.peers for timing in self.taken) < self.own_cases:
             return f"{text}\nnot all cases ran: {result_path(self.result)} is left as it was"
         found = {timing.case.implementation for timing in self.taken}
@@ -90,14 +90,19 @@ class Timings:
         return rows
 
 
-def as_text(rows: list[dict[str, Any]], peers: tuple[str, ...]) -> str:
+def as_text(rows: list[dict[str, Any]], peers: tuple[str, ...], job_of: Callable[[dict[str, Any]], str]) -> str:
     """One line for each row: job, implementation, milliseconds, and how many times faster than each peer at hand."""
     shown = [peer for peer in peers if any(f"times_{peer}" in row for row in rows)]
-    head = f"{'job':34}{'implementation':22}{'median ms':>11}{'IQR ms':>10}"
+    head = f"{'job':34}{'implementation':24}{'median ms':>11}{'IQR ms':>10}"
     lines = [head + "".join(f"{f'x {peer}':>18}" for peer in shown)]
     for row in rows:
-        job = f"{row['device']} {row['job']} {row['direction']} B={row['batch']}"
         ratios = [row.get(f"times_{peer}") for peer in shown]
         columns = "".join(f"{'-' if ratio is None else f'{ratio:.2f}':>18}" for ratio in ratios)
-        lines.append(f"{job:34}{row['implementation']:22}{row['median_ms']:11.4f}{row['iqr_ms']:10.4f}{columns}")
+        lines.append(
+            f"{job_of(row):34}{row['implementation']:24}{row['median_ms']:11.4f}{row['iqr_ms']:10.4f}{columns}"
+        )
     return "\n".join(lines)
+
+
+def _job_of(row: dict[str, Any]) -> str:
+    return f"{row['device']} {row['job']} {row['direction']} B={row['batch']}"
