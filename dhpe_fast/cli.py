@@ -198,7 +198,7 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
 ) -> None:
-    """Train the networks; under torchrun, on all of its processes."""
+    """Train networks: the paper's (under torchrun, on all of its processes), or the one that the file names."""
     with _one_line_errors():
         from dhpe_fast.config import load_config
         from dhpe_fast.train import TrainingDivergedError, train
@@ -206,11 +206,11 @@ def train(
         settings = load_config(config, change or ())
         folder = Path("runs") / Path(config).stem if output is None else output
         try:
-            best = train(settings, folder, resume="auto" if auto_resume else resume, device=device)
+            weights = train(settings, folder, resume="auto" if auto_resume else resume, device=device)
         except TrainingDivergedError as error:
             raise ValueError(str(error)) from None
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one
-        typer.echo(f"the best weights are in {best}", err=True)
+        typer.echo(f"the {Path(weights).name} weights are in {weights}", err=True)
 
 
 @app.command("eval")

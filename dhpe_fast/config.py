@@ -140,8 +140,43 @@ class SelfSupervision(_Section):
     """Folder of images; None draws backgrounds."""
 
 
+class StreamOptimisation(_Section):
+    """How the weights of a network are found that sees every example once; the rate falls to zero by a cosine."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    """As in AdamW: not part of the gradient."""
+    gradient_clip: PositiveFloat | None = 5.0
+    """Largest norm of the gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network; its losses are told by the objective."""
+    max_skipped_steps: PositiveInt = 10
+    """So many steps running may have a loss or gradient that is not finite and be left out; then the run stops."""
+
+
+class StreamConfig(_Section):
+    """One run of a network that is trained on an endless stream of examples; subclasses say which."""
+
+    network: str
+    seed: int = 0
+    optimisation: StreamOptimisation
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints; there is one after the last step, too."""
+    log_every: PositiveInt = 50
+    """Steps between lines of the log."""
+    validate_every: PositiveInt = 1000
+    """Steps between measurements on examples that are not trained on; there is one after the last step, too."""
+
+
+NETWORKS: dict[str, type[StreamConfig]] = {}
+"""What stands beside the key `network` -> the kind of configuration. Without that key it is a TrainConfig."""
+
+
 class TrainConfig(_Section):
-    """One run."""
+    """One run of the paper's networks."""
 
     seed: int = 0
     data: Data
@@ -165,8 +200,8 @@ def shipped_configs() -> tuple[str, ...]:
     return tuple(sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml")))
 
 
-def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainConfig:
-    """Reads a configuration.
+def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainConfig | StreamConfig:
+    """Reads a configuration: of the paper's networks, or of the one that its key `network` names.
 
     Args:
         source: a YAML file, or the name of a shipped configuration.
@@ -178,9 +213,10 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     tree = _read_yaml(source)
     for override in overrides:
         _override(tree, override)
+    kind = _kind_of(tree, source)
     try:
         # As JSON, since strict checks of that take lists for tuples and text for paths, but no text for numbers.
-        return TrainConfig.model_validate_json(json.dumps(tree, default=str), strict=True)
+        return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except _ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
@@ -200,7 +236,7 @@ def data_source(text: str, options: dict[str, Any] | None = None) -> DataSource:
     return DataSource(format=parts[0], root=Path(parts[1]), split=parts[2], options=options or {})
 
 
-def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+def save_config(config: TrainConfig | StreamConfig, path: str | os.PathLike[str]) -> None:
     """Writes a configuration, with every default spelled out; ``load_config`` reads it back."""
     text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
     write_whole(Path(path), text.encode())
@@ -240,6 +276,19 @@ def _read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {str(path)!r} holds {type(tree).__name__}, expected sections with keys")
     return tree
+
+
+def _kind_of(tree: dict[str, Any], source: str | os.PathLike[str]) -> type[TrainConfig | StreamConfig]:
+    if "network" not in tree:
+        return TrainConfig
+    try:
+        return NETWORKS[tree["network"]]
+    except (KeyError, TypeError):
+        known = ", ".join(NETWORKS) or "nothing"
+        raise ConfigError(
+            f"{os.fspath(source)} is no training configuration:\n  network: expected {known}, or no such key for the "
+            f"networks of the paper, got {tree['network']!r}"
+        ) from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -17,14 +17,18 @@ from dhpe_fast.atomic_write import write_whole
 class RunLog:
     """Writes ``metrics.jsonl`` and ``tensorboard/`` of a run's folder, from `step` and `epoch` on.
 
+    Without epochs (None), measurements count by their step.
+
     JSON knows no number that is not finite: null stands for it, and is read as NaN.
 
     A resumed run goes on after its checkpoint: what an interrupted one wrote later is dropped.
     """
 
-    def __init__(self, run: Path, step: int, epoch: int) -> None:
+    def __init__(self, run: Path, step: int, epoch: int | None = None) -> None:
         self._file = run / "metrics.jsonl"
         done = {"train": lambda line: line["step"] <= step, "validation": lambda line: line["epoch"] < epoch}
+        if epoch is None:
+            done["validation"] = done["train"]
         kept = [line for line in _lines(self._file) if done[line["kind"]](line)]
         write_whole(self._file, "".join(map(_encoded, kept)).encode())
         self._stream = self._file.open("a")

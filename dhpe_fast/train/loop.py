@@ -36,24 +36,21 @@ from dhpe_fast.train.checkpoint import (
     save_checkpoint,
 )
 from dhpe_fast.train.distributed import World, world
+from dhpe_fast.train.errors import TrainingDivergedError
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.objective import Objective, TrainingObjective
 from dhpe_fast.train.run_folder import Resume, check_shared, claim_folder, make_folder
 from dhpe_fast.train.validation import picture_grid, validate
 
 
-class TrainingDivergedError(RuntimeError):
-    """Too many steps running had a loss or gradient that is not finite."""
-
-
-def train(
+def train_dhpe(
     config: TrainConfig,
     run: str | os.PathLike[str],
     *,
     resume: Resume = False,
     device: str | None = None,
 ) -> Path:
-    """Trains the networks of a configuration.
+    """Trains the paper's networks.
 
     The folder `run` receives ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/{last,best}``.
     Started by ``torchrun``, all processes share the work: the batch size is that of all together, and the result is
@@ -107,6 +104,8 @@ def load_model(run: str | os.PathLike[str], checkpoint: str = BEST) -> tuple[Tra
     """
     run = Path(run)
     config = load_config(run / "config.yaml")
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{run}: is a run of the {config.network}, expected one of the paper's networks")
     folder = find_checkpoint(run, checkpoint)
     if folder is None:
         raise CheckpointError(f"{run}: there is no checkpoint {checkpoint!r}; train first")

@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from dhpe_fast.config import ConfigError, TrainConfig, load_config, save_config
+from dhpe_fast.config import ConfigError, StreamConfig, TrainConfig, load_config, save_config
 from dhpe_fast.train.distributed import World
 
 Resume = bool | Literal["auto"]
 """True goes on with a run that is there, False starts one that is not, "auto" does what fits."""
 
-FREE = ("data.workers", "checkpoint_every", "picture_every", "refinement", "refinement.*")
+FREE = (
+    "data.workers",
+    "checkpoint_every",
+    "picture_every",
+    "log_every",
+    "validate_every",
+    "refinement",
+    "refinement.*",
+)
 """Keys that do not change what is learnt."""
 PATHS = (
     "data.train.*.root",
@@ -28,11 +36,13 @@ PATHS = (
 )
 """Keys that say where something lies: it may be moved, but not be left out or added."""
 
+Config = TrainConfig | StreamConfig
+
 _PATIENCE_S = 60.0
 """So long a network file system may take to show a new file to other machines."""
 
 
-def claim_folder(run: Path, config: TrainConfig, resume: Resume, processes: World) -> None:
+def claim_folder(run: Path, config: Config, resume: Resume, processes: World) -> None:
     """Refuses a folder that is another run's, or no run where one is to be resumed; the first process looks.
 
     Raises:
@@ -51,7 +61,7 @@ def claim_folder(run: Path, config: TrainConfig, resume: Resume, processes: Worl
         raise ConfigError(refusal)
 
 
-def make_folder(run: Path, config: TrainConfig, processes: World) -> None:
+def make_folder(run: Path, config: Config, processes: World) -> None:
     """Makes the folder with the configuration in it, before any process goes on."""
     if processes.is_first:
         run.mkdir(parents=True, exist_ok=True)
@@ -85,10 +95,10 @@ def check_shared(folder: Path, what: str, processes: World, patience_s: float = 
         )
 
 
-def learning_changes(saved: TrainConfig, config: TrainConfig) -> list[str]:
+def learning_changes(saved: Config, config: Config) -> list[str]:
     """The keys by which a resumed run would learn something else, each with the saved and the given value."""
     before, after = dict(_leaves(saved.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
-    constant = (saved.optimisation.schedule, config.optimisation.schedule) == ("constant", "constant")
+    constant = all(getattr(one.optimisation, "schedule", None) == "constant" for one in (saved, config))
     free = (*FREE, "optimisation.epochs") if constant else FREE
     changes = []
     for key in dict.fromkeys([*before, *after]):
@@ -99,7 +109,7 @@ def learning_changes(saved: TrainConfig, config: TrainConfig) -> list[str]:
     return changes
 
 
-def _refusal(run: Path, config: TrainConfig, resume: Resume) -> str | None:
+def _refusal(run: Path, config: Config, resume: Resume) -> str | None:
     saved = run / "config.yaml"
     if resume and saved.is_file():
         changes = learning_changes(load_config(saved), config)
