@@ -18,28 +18,19 @@ from tqdm import tqdm
 
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.config import DataSource, TrainConfig
-from dhpe_fast.conventions import CROP_SIZE_PX, H_LAYOUT, STD_TIPS
+from dhpe_fast.conventions import H_LAYOUT
 from dhpe_fast.data import Dataset, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
 from dhpe_fast.hand import HandModel, WeakPerspective
 from dhpe_fast.io import save_image
-from dhpe_fast.metrics import (
-    ALIGNMENTS,
-    SegmentationCounts,
-    auc,
-    epe,
-    fingertip_distances_mm,
-    joint_distances_mm,
-    joint_distances_px,
-    mask_iou,
-    pck_curve,
-)
+from dhpe_fast.metrics import ALIGNMENTS, pck_curve
 from dhpe_fast.nets import DHPE
 from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.plots import Curve, pck_plot
 from dhpe_fast.published_results import AUC, SEGMENTATION
 from dhpe_fast.refinement import Refiner
+from dhpe_fast.scores import TRUE_DEPTH, Measured, Comparison, distances_mm, scores
 from dhpe_fast.shading import CLAY, shade
-from dhpe_fast.train import LAST, joints_in_metres, load_model, open_crops
+from dhpe_fast.train import LAST, load_model, open_crops
 from dhpe_fast.train.checkpoint import find_checkpoint, load_state
 from dhpe_fast.viz import composite, contact_sheet, draw_skeleton
 
@@ -49,9 +40,6 @@ hand in its mean pose, upright, which an untrained network sees everywhere; f_DH
 
 FINGERTIPS_ONLY = ("dexter_object",)
 """Data sets that know no other joints."""
-
-TRUE_DEPTH = "true_depth"
-"""The alignment that leaves estimates where they are, at the true depth of the root: a crop does not tell the depth."""
 
 _BASELINE_CROPS = 1000
 _SHEET_ROWS = 8
@@ -122,17 +110,17 @@ def evaluate(
 
 def as_text(report: dict[str, Any]) -> str:
     """The scores of ``evaluate`` as a table."""
-    scores = report["scores"]
-    names = list(dict.fromkeys(key for found in scores.values() for key in found))
+    found = report["scores"]
+    names = list(dict.fromkeys(key for own in found.values() for key in own))
     data, checkpoint = report["dataset"], report["checkpoint"]
     lines = [
         f"{report['samples']} hands of {data['root']} ({data['name']}), alignment: {report['options']['alignment']}, "
         f"checkpoint: {checkpoint['name']}, after {checkpoint['epochs']} epochs"
     ]
     lines += [f"{name}: {count} estimates are not finite" for name, count in report["not_finite"].items() if count]
-    lines.append(f"{'':20}" + "".join(f"{name:>16}" for name in scores))
+    lines.append(f"{'':20}" + "".join(f"{name:>16}" for name in found))
     for key in names:
-        values = (found.get(key) for found in scores.values())
+        values = (own.get(key) for own in found.values())
         cells = (f"{'-':>16}" if value is None else f"{value:16.3f}" for value in values)
         lines.append(f"{key:20}" + "".join(cells))
     return "\n".join(lines)
@@ -174,7 +162,10 @@ def _results(sets: dict[str, Measured], name: str, options: EvaluationOptions) -
         "samples": len(found.joints_m),
         "without_labels": found.n_unlabelled,
         "not_finite": {label: int((~own.finite).sum()) for label, own in sets.items()},
-        "scores": {label: _scores(label, own, options, name in FINGERTIPS_ONLY) for label, own in sets.items()},
+        # The mean skeleton is of no hand's form, so that nothing can be learnt from its distance in form.
+        "scores": {
+            label: scores(own, _comparison(options, name), form=label != MEAN_SKELETON) for label, own in sets.items()
+        },
         "published": {
             "auc": [row._asdict() for row in AUC if row.dataset == name],
             "segmentation": [row._asdict() for row in SEGMENTATION if row.dataset == name],
@@ -194,33 +185,6 @@ def _without_nan(value: Any) -> Any:
 # --- Measuring ------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class Measured:
-    """Estimates and truths over a set of S hands, on the CPU."""
-
-    joints_m: Tensor
-    """(S, 21, 3) estimates, at the true depth of the root; 0 where they are not finite"""
-    truth_m: Tensor
-    """(S, 21, 3) NaN where not annotated"""
-    visible: Tensor
-    """(S, 21)"""
-    joints2d: Tensor
-    """(S, 21, 2) pixels of a 224 crop"""
-    truth2d: Tensor
-    """(S, 21, 2) the same"""
-    finite: Tensor
-    """(S,) whether the estimate is; if not, its joints are infinitely far away"""
-    pixels: SegmentationCounts | None = None
-    """None where no mask is known or estimated"""
-    iou: Tensor | None = None
-    """(S,) NaN without a mask"""
-    n_unlabelled: int = 0
-    """hands of which no joint is annotated; they are left out"""
-    ms_per_hand: float | None = None
-    examples: list[tuple[Tensor, Tensor, Tensor]] | None = None
-    """image (3, S, S), h (63,), 2D joints (21, 2) in pixels of the crop, of the first hands"""
-
-
 def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: EvaluationOptions) -> dict[str, Measured]:
     device = torch.device(options.device)
     mean_skeleton = _mean_skeleton(config).to(device)
@@ -229,7 +193,7 @@ def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: Evalua
     parts |= {REFINED: []} if options.refinement else {}
     refiner = Refiner(model, **vars(config.refinement)) if options.refinement else None
     for batch in _batches(crops, options, device):
-        parts[MEAN_SKELETON].append(_measured(batch, mean_skeleton.expand(len(batch), -1, -1)))
+        parts[MEAN_SKELETON].append(Measured.of(batch, mean_skeleton.expand(len(batch), -1, -1)))
         parts[MEAN_POSE].append(_of_params(model, batch, mean_pose.expand(len(batch), -1)))
         (h, joints2d_px), ms = _timed(lambda batch=batch: _regressed(model, batch), device, len(batch))
         parts[REGRESSION].append(_of_params(model, batch, h, ms))
@@ -242,7 +206,7 @@ def _measure(model: DHPE, crops: HandCrops, config: TrainConfig, options: Evalua
             # Refinement answers to everything; where there was no estimate, there is none to refine.
             found = torch.where(h.isfinite().all(-1, keepdim=True), refined.h, torch.nan)
             parts[REFINED].append(_of_params(model, batch, found, ms + more_ms))
-    return {name: _joined(rows) for name, rows in parts.items()}
+    return {name: Measured.joined(rows) for name, rows in parts.items()}
 
 
 def _batches(crops: HandCrops, options: EvaluationOptions, device: torch.device) -> Iterator[HandBatch]:
@@ -274,11 +238,7 @@ def _mean_skeleton(config: TrainConfig) -> Tensor:
 def _of_params(model: DHPE, batch: HandBatch, h: Tensor, ms: float | None = None) -> Measured:
     with torch.no_grad():
         projection = model.project(h)
-    found = _measured(batch, projection.joints)
-    has_mask = batch.has_mask
-    mask, truth = projection.mask > 0.5, batch.masks > 0.5
-    found.pixels = SegmentationCounts.of(mask[has_mask], truth[has_mask])
-    found.iou = torch.where(has_mask, mask_iou(mask, truth), torch.nan).cpu()
+    found = Measured.of(batch, projection.joints, projection.mask > 0.5)
     found.ms_per_hand = ms
     joints2d_px = (0.5 * projection.joints[..., :2] + 0.5) * batch.size
     found.examples = [
@@ -286,41 +246,6 @@ def _of_params(model: DHPE, batch: HandBatch, h: Tensor, ms: float | None = None
         for image, own_h, joints in zip(batch.images, h, joints2d_px, strict=True)
     ][:_SHEET_ROWS]
     return found
-
-
-def _measured(batch: HandBatch, joints_crop: Tensor) -> Measured:
-    missing = torch.where(batch.valid[..., None], 0.0, torch.nan)
-    to_224 = CROP_SIZE_PX / batch.size
-    finite = joints_crop.isfinite().all(-1).all(-1)
-    joints_crop = torch.where(finite[:, None, None], joints_crop, 0.0)
-    return Measured(
-        joints_m=joints_in_metres(batch, joints_crop).cpu(),
-        truth_m=(batch.joints_m + missing).cpu(),
-        visible=batch.visible.cpu(),
-        joints2d=((0.5 * joints_crop[..., :2] + 0.5) * CROP_SIZE_PX).cpu(),
-        truth2d=(batch.joints2d_px * to_224 + missing).cpu(),
-        finite=finite.cpu(),
-    )
-
-
-def _joined(rows: list[Measured]) -> Measured:
-    first = rows[0]
-    names = ("joints_m", "truth_m", "visible", "joints2d", "truth2d", "finite")
-    joined = Measured(*(torch.cat([getattr(row, name) for row in rows]) for name in names))
-    labelled = joined.truth_m.isfinite().all(-1).any(-1)
-    if not labelled.any():
-        raise ValueError(f"none of {len(labelled)} hands has an annotated joint: there is nothing to compare with")
-    for name in names:
-        setattr(joined, name, getattr(joined, name)[labelled])
-    joined.n_unlabelled = int((~labelled).sum())
-    if first.pixels is not None:
-        joined.pixels = sum((row.pixels for row in rows), SegmentationCounts())
-        joined.iou = torch.cat([row.iou for row in rows])[labelled]
-        joined.examples = [example for row in rows for example in row.examples][:_SHEET_ROWS]
-    if first.ms_per_hand is not None:
-        # The first call warms up.
-        joined.ms_per_hand = float(np.median([row.ms_per_hand for row in rows[1:] or rows]))
-    return joined
 
 
 def _timed(function: Callable[[], Any], device: torch.device, n: int) -> tuple[Any, float]:
@@ -336,30 +261,6 @@ def _timed(function: Callable[[], Any], device: torch.device, n: int) -> tuple[A
 # --- Reporting ------------------------------------------------------------------------------------------------
 
 
-def _distances_mm(found: Measured, options: EvaluationOptions, alignment: str | None = None) -> Tensor:  # (S, 21 or 5)
-    wanted = options.alignment if alignment is None else alignment
-    place = "none" if wanted == TRUE_DEPTH else wanted
-    if options.source.format in FINGERTIPS_ONLY:
-        distances = fingertip_distances_mm(found.joints_m, found.truth_m, alignment=place)
-        return _counted(distances, found, options, list(STD_TIPS))
-    return _counted(joint_distances_mm(found.joints_m, found.truth_m, alignment=place), found, options)
-
-
-def _counted(
-    distances: Tensor,  # (S, N)
-    found: Measured,
-    options: EvaluationOptions,
-    joints: list[int] | slice = slice(None),
-) -> Tensor:
-    """NaN for joints that are not to count; infinite for those of estimates that are not finite."""
-    counts = found.truth_m.isfinite().all(-1)
-    if options.visible_only:
-        counts = counts & found.visible
-    counts = counts[:, joints]
-    distances = torch.where(found.finite[:, None], distances, torch.inf)
-    return torch.where(counts, distances, torch.nan)
-
-
 def _alignment(wish: str | None, tips_only: bool) -> str:
     if wish is None:
         return TRUE_DEPTH if tips_only else "root"
@@ -372,30 +273,15 @@ def _alignment(wish: str | None, tips_only: bool) -> str:
     return wish
 
 
-def _scores(label: str, found: Measured, options: EvaluationOptions, tips_only: bool) -> dict[str, Any]:
-    distances = _distances_mm(found, options)
-    errors = epe(distances)
-    presets = ("do_0_100",) if tips_only else ("zb2017_20_50", "zb2017_0_50")
-    scores: dict[str, Any] = {"epe_mm": errors.mean, "epe_median_mm": errors.median}
-    scores |= {f"auc_{name}": auc(distances, name) for name in presets}
-    # The mean skeleton is of no hand's form, so that nothing can be learnt from its distance in form.
-    if not tips_only and label != MEAN_SKELETON:
-        scores["pa_mpjpe_mm"] = float(_distances_mm(found, options, "procrustes").nanmean())
-    offsets_px = _counted(joint_distances_px(found.joints2d, found.truth2d), found, options)
-    scores["joints2d_px"] = float(offsets_px.nanmean())
-    if found.pixels is not None and found.pixels.true_positive + found.pixels.false_negative:
-        pixels = found.pixels
-        scores |= {"iou": pixels.iou, "precision": pixels.precision, "recall": pixels.recall, "f1": pixels.f1}
-        scores["mean_iou"] = float(found.iou.nanmean())
-    if found.ms_per_hand is not None:
-        scores["ms_per_hand"] = found.ms_per_hand
-    return scores
+def _comparison(options: EvaluationOptions, name: str) -> Comparison:
+    return Comparison(options.alignment, name in FINGERTIPS_ONLY, options.visible_only)
 
 
 def _plot(path: Path, sets: dict[str, Measured], options: EvaluationOptions, name: str) -> None:
     tips_only = name in FINGERTIPS_ONLY
     limits = _CURVE_MM[tips_only]
-    curves = [Curve(label, limits, pck_curve(_distances_mm(found, options), limits)) for label, found in sets.items()]
+    how = _comparison(options, name)
+    curves = [Curve(label, limits, pck_curve(distances_mm(found, how), limits)) for label, found in sets.items()]
     what = "fingertips" if tips_only else "joints"
     published = [row for row in AUC if row.dataset == name]
     pck_plot(path, curves, title=f"{what} of {name}, alignment: {options.alignment}", published=published)
@@ -405,7 +291,7 @@ def _sheet(model: DHPE, sets: dict[str, Measured]) -> np.ndarray:
     """A row for each of the first hands: crop, estimate, refined, mesh, and its shape in the mean pose."""
     hand, tiles = model.hand.cpu(), []
     last = sets.get(REFINED, sets[REGRESSION])
-    for row, (image, h, joints2d_px) in enumerate(sets[REGRESSION].examples):
+    for row, (image, h, joints2d_px) in enumerate(sets[REGRESSION].examples[:_SHEET_ROWS]):
         picture = (image * 255).round().byte().permute(1, 2, 0).numpy()
         tiles += [picture, _overlay(hand, picture, h, joints2d_px)]
         if last is not sets[REGRESSION]:
@@ -413,7 +299,7 @@ def _sheet(model: DHPE, sets: dict[str, Measured]) -> np.ndarray:
             tiles.append(_overlay(hand, picture, h, joints2d_px))
         white = np.full_like(picture, 255)
         tiles += [_with_mesh(hand, white, h), _with_mesh(hand, white, _in_mean_pose(hand, h))]
-    return contact_sheet(tiles, columns=len(tiles) // len(sets[REGRESSION].examples), gap_px=4)
+    return contact_sheet(tiles, columns=len(tiles) // min(_SHEET_ROWS, len(sets[REGRESSION].examples)), gap_px=4)
 
 
 def _overlay(hand: HandModel, picture: np.ndarray, h: Tensor, joints2d_px: Tensor) -> np.ndarray:

@@ -55,6 +55,7 @@ ROOMS = (
     "plots",
     "config",
     "train",
+    "scores",
     "evaluate",
     "cli_fit",
     "cli",
