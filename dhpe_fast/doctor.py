@@ -1,4 +1,4 @@
-"""What runs here and whether it is right: versions, processors, kernels, and each op against its twin.
+"""What runs here and whether it is right: versions, processors, kernels, weights, and each op against its twin.
 
 ``dhpe-fast doctor`` prints it; so does ``python -m dhpe_fast.doctor``, where the command line is not
 installed.
@@ -45,6 +45,7 @@ def examine() -> list[Finding]:
     try:
         findings += _machine()
         findings += _kernels()
+        findings += _weights()
         findings += _self_checks()
     except Exception as error:
         findings.append(Finding("kernels", type(error).__name__, str(error), ok=False))
@@ -90,6 +91,13 @@ def _kernels() -> Iterator[Finding]:
     for op in _op_names():
         keys = [k for k in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(f"dhpe_fast::{op}", k)]
         yield Finding("kernels", op, " and ".join(keys) or "none", ok="CPU" in keys)
+
+
+def _weights() -> Iterator[Finding]:
+    from dhpe_fast import pretrained
+
+    for network in pretrained.describe():
+        yield Finding("weights", network.name, network.text, ok=network.ok)
 
 
 def _self_checks() -> Iterator[Finding]:

@@ -28,6 +28,7 @@ ROOMS = (
     "ops",
     "hand",
     "nets",
+    "pretrained",
     "losses",
     "projection",
     "refinement",

@@ -1,0 +1,265 @@
+"""The networks that ship with the package: read when they are first asked for, checked, and kept.
+
+``dhpe_fast/weights`` holds a file for each network, and ``manifest.json``, which has their checksums and says how they
+were made. ``import dhpe_fast`` opens none of them. A file is what ``torch.save`` makes of ``{"spec": ..., "state":
+...}``: the options by which the network is built, and its tensors, matrices and kernels in half precision. Networks
+compute in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dhpe_fast.torch_settings import plain_torch
+
+if TYPE_CHECKING:
+    from dhpe_fast.nets import DHPE
+    from dhpe_fast.nets.lifter import Lifter
+    from dhpe_fast.nets.locator import Locator
+
+MANIFEST = "manifest.json"
+NAMES = ("dhpe", "lifter", "locator")
+HALF_ROUNDING = 2.0**-11
+"""Relative error of a number in half precision that neither overflows nor underflows."""
+
+_REMEDY = "the installation is incomplete or damaged, run `pip install --force-reinstall dhpe-fast`"
+
+
+class WeightsError(ImportError):
+    """Weights of the package are missing or damaged; the message names the file and says what to do."""
+
+
+class Shipped(Protocol):
+    """What a network has so that it can ship: ``spec()`` and its inverse, beside ``state_dict``."""
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> nn.Module:
+        """The network of these options, with random weights."""
+
+    def spec(self) -> dict[str, Any]:
+        """Its options, plain numbers and strings."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its weights."""
+
+
+def dhpe(device: torch.device | str = "cpu") -> DHPE:
+    """The package's DHPE: a crop of a right hand to 2D joints, mesh and mask.
+
+    As all networks of this module it is in evaluation mode, without gradients, float32, made once for each device and
+    shared by all who ask: `copy.deepcopy` gives one to change.
+
+    Raises:
+        WeightsError: if its file, or the manifest, is missing or damaged.
+    """
+    return shipped.network("dhpe", device)
+
+
+def lifter(device: torch.device | str = "cpu") -> Lifter:
+    """The package's lifter: 2D joints of a right hand to its parameters; see :func:`dhpe`.
+
+    Raises:
+        WeightsError: if its file, or the manifest, is missing or damaged.
+    """
+    return shipped.network("lifter", device)
+
+
+def locator(device: torch.device | str = "cpu") -> Locator:
+    """The package's locator: a photograph to the boxes and sides of its hands; see :func:`dhpe`.
+
+    Raises:
+        WeightsError: if its file, or the manifest, is missing or damaged.
+    """
+    return shipped.network("locator", device)
+
+
+def available(name: str) -> bool:
+    """Whether the package has this network, one of ``NAMES``; its file may still prove to be damaged."""
+    return shipped.has(name)
+
+
+def describe() -> list[Description]:
+    """What ships, and whether it is whole."""
+    return shipped.describe()
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network in one line."""
+
+    name: str
+    text: str
+    """Its size and accuracy, or what is wrong."""
+    ok: bool
+
+
+class WeightsFolder:
+    """A folder of networks with their manifest; what was read once is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._made: dict[tuple[str, torch.device], nn.Module] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the network's file is there."""
+        return (self.folder / f"{name}.pt").is_file()
+
+    def network(self, name: str, device: torch.device | str = "cpu") -> nn.Module:
+        """The network on the device; see :func:`dhpe`.
+
+        Raises:
+            WeightsError: if its file, or the manifest, is missing or damaged.
+        """
+        place = torch.device(device)
+        with self._lock:  # who comes while it is read waits for it
+            if (name, place) not in self._made:
+                data = self._checked_bytes(name)
+                # Whatever the caller has set, now or later: the network serves all.
+                with plain_torch(), torch.random.fork_rng(devices=[]):
+                    network = _built(_class_of(name), data, self.folder / f"{name}.pt")
+                    self._made[name, place] = network.to(place)
+            return self._made[name, place]
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """What is known of each file, by its name.
+
+        Raises:
+            WeightsError: if it is missing or damaged.
+        """
+        file = self.folder / MANIFEST
+        try:
+            manifest = json.loads(file.read_text())
+        except OSError as error:
+            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from None
+        except ValueError as error:
+            raise WeightsError(f"{file}: is no JSON ({error}); {_REMEDY}") from None
+        if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
+            raise WeightsError(f"{file}: is no manifest of weights; {_REMEDY}")
+        return manifest
+
+    def describe(self) -> list[Description]:
+        """A line for each network, checked by its checksum; nothing is loaded."""
+        lines = []
+        for name in NAMES:
+            if not self.has(name) and not (self.folder / MANIFEST).is_file():
+                lines.append(Description(name, "not part of this build", ok=True))
+                continue
+            try:
+                size = len(self._checked_bytes(name))
+            except WeightsError as error:
+                lines.append(Description(name, str(error), ok=False))
+                continue
+            accuracy = self.manifest()[f"{name}.pt"].get("accuracy") or {}
+            figures = "".join(f"; {what}: {_figure(value)}" for what, value in accuracy.items())
+            lines.append(Description(name, f"{size / 1e6:.1f} MB{figures}", ok=True))
+        return lines
+
+    def _checked_bytes(self, name: str) -> bytes:
+        """The file of a network, if it is the one of the manifest."""
+        file = self.folder / f"{name}.pt"
+        entry = self.manifest().get(file.name, {})
+        if not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise WeightsError(f"{file}: {MANIFEST} has no checksum of it; {_REMEDY}")
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from None
+        if len(data) != entry["bytes"]:
+            raise WeightsError(f"{file}: has {len(data)} bytes instead of {entry['bytes']}; {_REMEDY}")
+        checksum = hashlib.sha256(data).hexdigest()
+        if checksum != entry["sha256"]:
+            raise WeightsError(f"{file}: its SHA-256 is {checksum}, expected {entry['sha256']}; {_REMEDY}")
+        return data
+
+
+shipped = WeightsFolder(Path(__file__).parent / "weights")
+"""The networks of this installation."""
+
+
+def packed(network: Shipped) -> bytes:
+    """The file of a network: its spec and its tensors.
+
+    Matrices and kernels go in half precision unless that would cost a tensor more than its rounding, by overflow or as
+    all of it is tiny. Vectors stay float32: they are a hundredth of the bytes, and among them are the variances of
+    batch normalisation, which may have any magnitude.
+    """
+    state = {key: _halved(value.detach().cpu().contiguous()) for key, value in network.state_dict().items()}
+    stream = io.BytesIO()
+    torch.save({"spec": network.spec(), "state": state}, stream)
+    return stream.getvalue()
+
+
+def unpacked(cls: type[Shipped], data: bytes) -> nn.Module:
+    """The network of a file, float32, on the CPU, in evaluation mode and without gradients.
+
+    Raises:
+        ValueError: if the data are no network of this class.
+    """
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the damage leads it to
+        raise ValueError(f"cannot be decoded ({_first_line(error)})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("spec"), dict) or "state" not in content:
+        raise ValueError("holds no network")
+    try:
+        network = cls.from_spec(content["spec"]).float()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"is of another version, {cls.__name__} does not take its spec ({error})") from None
+    expected, state = network.state_dict(), content["state"]
+    differing = sorted(expected.keys() ^ state.keys()) + sorted(
+        key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
+    )
+    if differing:
+        raise ValueError(f"is of another version: {len(differing)} tensors differ, the first {differing[:3]}")
+    network.load_state_dict(state)  # to the type of what it replaces
+    return network.eval().requires_grad_(False)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.dim() < 2 or tensor.numel() == 0:
+        return tensor
+    half = tensor.half()
+    worst = (half.to(tensor.dtype) - tensor).abs().max()  # not a number, where both are infinite
+    return half if bool(worst <= HALF_ROUNDING * tensor.abs().max()) else tensor
+
+
+def _built(cls: type[Shipped], data: bytes, file: Path) -> nn.Module:
+    try:
+        return unpacked(cls, data)
+    except ValueError as error:
+        raise WeightsError(f"{file}: {error}; {_REMEDY}") from None
+
+
+def _class_of(name: str) -> type[Shipped]:
+    if name == "dhpe":
+        from dhpe_fast.nets.dhpe import DHPE
+
+        return DHPE
+    if name == "lifter":
+        from dhpe_fast.nets.lifter import Lifter
+
+        return Lifter
+    if name == "locator":
+        from dhpe_fast.nets.locator import Locator
+
+        return Locator
+    raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
