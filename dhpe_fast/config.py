@@ -20,6 +20,7 @@ from pydantic import ValidationError as _ValidationError
 
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.data import CropAugmentation
+from dhpe_fast.data.synthetic import SPAN
 from dhpe_fast.losses import CONSTANT_LAMBDA
 from dhpe_fast.nets.dhpe import DHPESpec
 from dhpe_fast.refinement import RefineOptions
@@ -55,6 +56,10 @@ class Synthesis(_Section):
     size_px: PositiveInt = 320
     max_angle_deg: PositiveFloat = 180.0
     """How far hands are turned away from an upright one, seen from the palm or the back; 180 is any orientation."""
+    span: tuple[PositiveFloat, PositiveFloat] = SPAN
+    """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
+    backgrounds: Path | None = None
+    """Folder of photographs, or "scikit-image" for those that the package carries; None draws all backgrounds."""
 
 
 class Data(_Section):

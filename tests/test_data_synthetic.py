@@ -42,7 +42,8 @@ def test_layout(written):
 
 
 def test_a_drawn_set_says_so_and_how(written):
-    facts = {"n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96, "max_angle_deg": 180.0, "backgrounds": None}
+    counts = {"n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96}
+    facts = {**counts, "max_angle_deg": 180.0, "span": [0.35, 0.8], "backgrounds": None}
     assert json.loads((written / "recipe.json").read_text()) == read_recipe(written) == facts
     assert open_dataset("rhd", written, "test").name == "synthetic"
     with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):

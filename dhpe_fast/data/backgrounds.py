@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -12,16 +14,28 @@ import numpy as np
 from dhpe_fast.image import read_image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
+SCIKIT_IMAGE = "scikit-image"
+"""In place of a folder: the photographs which the package of that name carries, free to use."""
+_PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel")
+_PHOTOGRAPHS += ("horse", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "motorcycle_right", "page", "retina")
+_PHOTOGRAPHS += ("rocket",)
 _SKIN_LIKE = 0.25
 """Share of the shapes of a cluttered background whose colour is that of skin."""
 
 
 def background_files(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """The images in a folder and the folders in it, sorted.
+    """The images in a folder and the folders in it, sorted; of ``SCIKIT_IMAGE``, the photographs among them.
 
     Raises:
         ValueError: if the folder is missing or holds no image.
+        ModuleNotFoundError: for ``SCIKIT_IMAGE`` where that package is not installed.
     """
+    if os.fspath(folder) == SCIKIT_IMAGE:
+        package = importlib.util.find_spec("skimage")
+        if package is None or package.origin is None:
+            raise ModuleNotFoundError("backgrounds: these photographs need pip install 'dhpe-fast[train]'")
+        found = sorted(Path(package.origin).with_name("data").iterdir())
+        return tuple(file for file in found if file.stem in _PHOTOGRAPHS and file.suffix in _SUFFIXES)
     files = tuple(sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in _SUFFIXES))
     if not files:
         raise ValueError(f"backgrounds: no image ({', '.join(_SUFFIXES)}) in {os.fspath(folder)!r}")
@@ -46,7 +60,7 @@ def photographed_background(file: Path, image_size: tuple[int, int], rng: np.ran
     Raises:
         ImageFileError: if the file is no image; a ValueError.
     """
-    photo = read_image(file)
+    photo = _photograph(file)
     height, width = image_size
     largest = min(photo.shape[0] / height, photo.shape[1] / width)
     part = rng.uniform(0.5, 1.0) * largest
@@ -61,6 +75,11 @@ def photographed_background(file: Path, image_size: tuple[int, int], rng: np.ran
         np.ascontiguousarray(cut), (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     )
     return resized.astype(np.float32) / 255
+
+
+@lru_cache(maxsize=32)
+def _photograph(file: Path) -> np.ndarray:
+    return read_image(file)
 
 
 def cluttered_background(image_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
@@ -28,6 +29,24 @@ _FOREARM_M = 0.30
 _FOREARM_RINGS = 6
 _TOWARDS_CAMERA = -0.25
 """A forearm pointing more towards the camera (z of its unit axis) would hide the hand, and is left out."""
+
+
+@dataclass(frozen=True)
+class Sleeve:
+    """What covers a forearm from some place on."""
+
+    color: tuple[float, float, float]
+    """sRGB"""
+    start: int
+    """The ring of the forearm where it begins, 1 (at the wrist) to ``_FOREARM_RINGS``."""
+    widen: float
+    """Its radius by that of the arm."""
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Sleeve:
+        """Of any colour, a little darker than not, close-fitting or loose."""
+        color = rng.uniform(0.02, 0.95, 3) * rng.uniform(0.3, 1.0)
+        return cls(tuple(color.tolist()), int(rng.integers(1, _FOREARM_RINGS)), rng.uniform(1.05, 1.4))
 
 
 def draw_hand(
@@ -65,9 +84,10 @@ def hand_layer(
     image_size: tuple[int, int],
     colors: Tensor,  # (778, 3) albedo
     light: Lighting,
+    sleeve: Sleeve | None = None,
 ) -> np.ndarray:
     """The lit hand and its forearm alone: float32 (H, W, 4), sRGB and straight alpha."""
-    points_m, faces, colors = _with_forearm(model, verts_m, colors)
+    points_m, faces, colors = _with_forearm(model, verts_m, colors, sleeve)
     points_m, faces, colors = round_off(points_m, faces, colors)
     return shade(points_m, faces, camera, image_size, material=SKIN, lighting=light, vertex_colors=colors)
 
@@ -114,7 +134,9 @@ def _skin_colors(model: HandModel, tone: float, rng: np.random.Generator) -> Ten
     return torch.from_numpy(np.clip(colors, 0.02, 1.0)).float()
 
 
-def _with_forearm(model: HandModel, verts_m: Tensor, colors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _with_forearm(
+    model: HandModel, verts_m: Tensor, colors: Tensor, sleeve: Sleeve | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mesh and colours of the hand, continued from its border by a forearm; closed where that would hide it."""
     ring = model.wrist_index
     border = verts_m[ring]
@@ -123,18 +145,24 @@ def _with_forearm(model: HandModel, verts_m: Tensor, colors: Tensor) -> tuple[Te
     axis = axis / torch.linalg.vector_norm(axis)
     if axis[2] < _TOWARDS_CAMERA:
         return model.close_wrist(verts_m), model.faces_closed, torch.cat([colors, colors[ring].mean(0)[None]])
+    skin = colors[ring].mean(0)
+    rows = [(step, 1.0, skin) for step in range(1, _FOREARM_RINGS + 1)]
+    if sleeve is not None:  # its hem is a ring of its own, around that of the skin
+        cloth = skin.new_tensor(sleeve.color)
+        covered = [(step, sleeve.widen, cloth) for step in range(sleeve.start, _FOREARM_RINGS + 1)]
+        rows = rows[: sleeve.start] + covered
     n, first = len(ring), len(verts_m)
-    steps = torch.linspace(0, 1, _FOREARM_RINGS + 1)[1:, None, None]
-    widen = 1 + 0.28 * torch.sin(1.4 * steps)
+    steps = border.new_tensor([step / _FOREARM_RINGS for step, _, _ in rows])[:, None, None]
+    widen = (1 + 0.28 * torch.sin(1.4 * steps)) * border.new_tensor([factor for _, factor, _ in rows])[:, None, None]
     # The first rings still follow the border's slant, the last are perpendicular to the axis.
     slant = ((border - center) @ axis)[:, None] * axis
     rings = center + (border - center - slant) * widen + slant * (1 - steps) + _FOREARM_M * steps * axis
-    starts = [ring.long(), *(first + n * k + torch.arange(n) for k in range(_FOREARM_RINGS))]
+    starts = [ring.long(), *(first + n * k + torch.arange(n) for k in range(len(rows)))]
     faces = [model.faces.long()]
     for near, far in pairwise(starts):
         near_next, far_next = near.roll(-1), far.roll(-1)
         faces += [torch.stack([near_next, near, far], 1), torch.stack([near_next, far, far_next], 1)]
-    forearm = colors[ring].mean(0).expand(n * _FOREARM_RINGS, 3)
+    forearm = torch.stack([color for _, _, color in rows]).repeat_interleave(n, dim=0)
     points_m = torch.cat([verts_m, rings.reshape(-1, 3)])
     return points_m, torch.cat(faces), torch.cat([colors, forearm])
 

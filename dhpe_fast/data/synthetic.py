@@ -30,7 +30,7 @@ from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.files import RECIPE_FILE, read_json
-from dhpe_fast.data.pictures import hand_layer, lay_over, random_light, sensor_image, skin_colors
+from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, sensor_image, skin_colors
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
 from dhpe_fast.hand import HandModel, Pinhole
 from dhpe_fast.hand.anatomy import joint_axes, sample_poses
@@ -47,10 +47,15 @@ SECOND_HAND = 0.25
 OCCLUDER = 0.3
 """Chance that something is before the hand."""
 MOTION_BLUR = 0.15
+SLEEVE = 0.4
+"""Share of the people with sleeves."""
+PHOTOGRAPHED = 0.5
+"""Share of the backgrounds cut from photographs, where there are any; the others are drawn."""
 SHADOWED = 0.35
 """Share of the pictures with cast shadows, which take three times as long."""
 
-_SPAN = (0.35, 0.8)
+SPAN = (0.35, 0.8)
+"""Longer side of the hand's bounding box, by the side of the picture."""
 _PERSON_ID, _FINGERS = 1, 5
 _HIDDEN_BY_M = 0.025
 """A joint is visible unless a surface lies this much nearer to the camera; joints lie inside of the hand."""
@@ -66,12 +71,16 @@ class Recipe:
     """How far hands are turned away from an upright one, seen from the palm or the back; 180 is any orientation."""
     backgrounds: tuple[Path, ...] = ()
     """Photographs; empty for drawn backgrounds."""
+    span: tuple[float, float] = SPAN
+    """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
 
     def __post_init__(self) -> None:
         if self.size_px < 32:
             raise ValueError(f"size_px: expected at least 32 pixels, got {self.size_px}")
         if not 0 <= self.max_angle_deg <= 180:
             raise ValueError(f"max_angle_deg: expected 0 to 180, got {self.max_angle_deg}")
+        if not 0.02 <= self.span[0] <= self.span[1] <= 0.9:
+            raise ValueError(f"span: expected two numbers from 0.02 to 0.9, the smaller first, got {self.span}")
 
 
 def write_synthetic(
@@ -82,6 +91,7 @@ def write_synthetic(
     seed: int = 0,
     size_px: int = 320,
     max_angle_deg: float = 180.0,
+    span: tuple[float, float] = SPAN,
     backgrounds: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     on_image: Callable[[], None] | None = None,
@@ -99,7 +109,9 @@ def write_synthetic(
         seed: of the random numbers.
         size_px: side of the images.
         max_angle_deg: see :class:`Recipe`.
-        backgrounds: a folder of photographs; None draws them.
+        span: see :class:`Recipe`.
+        backgrounds: a folder of photographs, or ``backgrounds.SCIKIT_IMAGE``: half of the backgrounds are cut from
+            them. None draws all.
         workers: processes; None is one for each core. The result does not depend on it.
         on_image: called after every image, for instance to move a progress bar.
 
@@ -113,7 +125,7 @@ def write_synthetic(
     if n_training < 0 or n_evaluation < 0 or n_training + n_evaluation == 0:
         raise ValueError(f"n_training, n_evaluation: expected some images, got {n_training} and {n_evaluation}")
     files = () if backgrounds is None else background_files(backgrounds)
-    recipe = Recipe(seed, size_px, max_angle_deg, files)
+    recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span))
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
@@ -125,6 +137,7 @@ def write_synthetic(
             "seed": seed,
             "size_px": size_px,
             "max_angle_deg": float(max_angle_deg),
+            "span": [float(side) for side in span],
             "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
         }
         write_whole(unfinished / RECIPE_FILE, (json.dumps(facts, indent=1) + "\n").encode())
@@ -227,10 +240,11 @@ def draw_scene(recipe: Recipe, split: str, number: int) -> Scene:
     main, camera = _main_hand(side, recipe, size, rng)
     other = _other_hand(side, main, recipe, rng)
     in_picture = [main, *([other] if rng.random() < SECOND_HAND else [])]
+    looks = np.random.default_rng(rng.integers(2**63))  # hands look alike whether something is before them or not
     occluder = np.zeros((*size, 4), np.float32)
     if rng.random() < OCCLUDER:
         occluder = _occluder_before(main, camera, size, rng)
-    image, person = _picture(in_picture, camera, size, occluder, rng, recipe.backgrounds)
+    image, person = _picture(in_picture, camera, size, occluder, looks, recipe.backgrounds)
     face_depth, ids = _depth_and_ids(in_picture, camera, size)
     ids = np.where((ids == 0) & person, _PERSON_ID, ids)
     hidden = occluder[..., 3] > 0.5
@@ -286,7 +300,7 @@ def random_orientation(side: str, max_angle_deg: float, rng: np.random.Generator
 
 
 def _main_hand(side: str, recipe: Recipe, size: tuple[int, int], rng: np.random.Generator) -> tuple[_Hand, Pinhole]:
-    view = place(_model(side), _sampled(side, recipe, rng), size, rng, pinhole=True, span=rng.uniform(*_SPAN))
+    view = place(_model(side), _sampled(side, recipe, rng), size, rng, pinhole=True, span=rng.uniform(*recipe.span))
     return _Hand(view.model, view.verts_m, view.joints_m), view.camera
 
 
@@ -328,12 +342,14 @@ def _picture(
     backgrounds: Sequence[Path],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image, and where the layers of hands with their forearms are."""
-    picture, person = random_background(size, rng, backgrounds), np.zeros(size, bool)
+    photographs = backgrounds if rng.random() < PHOTOGRAPHED else ()
+    picture, person = random_background(size, rng, photographs), np.zeros(size, bool)
     light = random_light(rng)
     light = type(light)(**{**vars(light), "shadows": bool(rng.random() < SHADOWED)})
     colors = skin_colors(hands[0].model, rng)  # both hands are of one person
+    sleeve = Sleeve.random(rng) if rng.random() < SLEEVE else None
     for hand in sorted(hands, key=lambda hand: -float(hand.joints_m[:, 2].mean())):
-        layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light)
+        layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light, sleeve)
         picture = lay_over(picture, layer, shadow=rng.uniform(0, 0.5))
         person |= layer[..., 3] > 0.5
     picture = lay_over(picture, occluder)

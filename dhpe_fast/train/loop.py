@@ -359,7 +359,7 @@ def _draw_data(config: TrainConfig) -> None:
     plan = config.data.synthesize
     if plan is None:
         return
-    wanted = plan.model_dump(exclude={"root"}) | {"backgrounds": None}
+    wanted = plan.model_dump(exclude={"root"}, mode="json")
     if plan.root.exists():
         _check_drawn(plan.root, wanted)
         return
