@@ -83,6 +83,8 @@ class Start(_Section):
     """ImageNet weights of the feature extractor, as torchvision saves them; None is random."""
     posenet: Path | None = None
     """Weights of the 2D pose network, as Zimmermann and Brox publish them; None is random."""
+    pose2d: Path | None = None
+    """A run of this package whose 2D pose network is taken over, in its last state."""
 
 
 class Gate(_Section):
@@ -104,7 +106,8 @@ class Loss(_Section):
     silhouette: NonNegativeFloat = 1.0
     refine: NonNegativeFloat = 1.0
     heatmap: NonNegativeFloat = 1.0
-    """Of Eq. 3, which trains the 2D pose network alone."""
+    """Of Eq. 3, which trains the 2D pose network alone; 0 leaves that as it is. Where all other weights are 0, nothing
+    else is trained, and nothing else runs."""
     pose_prior: NonNegativeFloat = 0.0
     """Of the squared distance to natural poses; not in the paper."""
     shape_prior: NonNegativeFloat = 0.0
@@ -114,6 +117,12 @@ class Loss(_Section):
     feature_reduction: Literal["sum", "mean"] = "mean"
     """Over the components of F in Eq. 2: the printed norm sums."""
     gate: Gate = Gate()
+
+    @property
+    def heatmap_alone(self) -> bool:
+        """Whether f_J2D is all that is trained."""
+        others = (self.articulation, self.laplacian, self.feature, self.silhouette, self.refine)
+        return self.heatmap > 0 and not any(others)
 
 
 class Optimisation(_Section):

@@ -165,7 +165,8 @@ def test_the_largest_angle_holds():
         assert float(up[1]) <= -np.cos(np.deg2rad(30)) + 1e-9
 
 
-def test_photographs_as_backgrounds(tmp_path):
+def test_photographs_as_backgrounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "PHOTOGRAPHED", 1.0)
     folder = tmp_path / "photos"
     folder.mkdir()
     cv2.imwrite(str(folder / "one.png"), np.full((50, 80, 3), (10, 200, 10), np.uint8))

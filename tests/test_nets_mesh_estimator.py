@@ -271,3 +271,18 @@ def test_hand_params_of_an_estimate_are_named(hand):
 def test_bad_options_are_refused_by_name(hand, make, message):
     with pytest.raises(ValueError, match=message):
         make(hand)
+
+
+def test_hidden_layers_add_nothing_at_first_and_then_whatever_is_learned(hand):
+    torch.manual_seed(0)
+    plain = ParamRegressor(16)
+    deep = ParamRegressor(16, hidden=32)
+    deep.load_state_dict(plain.state_dict(), strict=False)
+    inputs = torch.rand(3, 16), torch.rand(3, 21, 2), torch.rand(3, 63)
+    torch.testing.assert_close(deep(*inputs), plain(*inputs), rtol=0, atol=0)
+    deep(*inputs).square().sum().backward()
+    assert deep.deeper[-1].weight.grad.abs().max() > 0
+    estimator = MeshEstimator(16, hand, hidden=32)
+    assert sum(p.numel() for p in estimator.regressor.deeper.parameters()) == (121 + 1 + 2 + 32 + 1 + 63) * 32 + 63
+    with pytest.raises(ValueError, match="regressor_hidden: expected a whole number >= 0, got -1"):
+        MeshEstimator(16, hand, hidden=-1)

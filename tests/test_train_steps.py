@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import time
@@ -20,6 +21,7 @@ from dhpe_fast.config import load_config
 from dhpe_fast.data import EpochSampler
 from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.train import TrainingDivergedError, build_model, loop
+from dhpe_fast.train.checkpoint import CheckpointError
 from dhpe_fast.train.distributed import World
 from dhpe_fast.train.loop import Trainer
 
@@ -218,20 +220,27 @@ def test_seeds_of_new_views_are_training_crops_alone(config, batch, tmp_path):
     assert trainer._propose().source.tolist() == [3, 1, 0, 2]
 
 
+NOT_KNOWN = (math.nan,) * 3
+
+
 @pytest.mark.parametrize(
-    ("epe_mm", "joints2d_px", "expected"),
+    ("epe_mm", "joints2d_px", "heatmap_px", "expected"),
     [
-        ((40.0, 50.0, 30.0), (3.0, 2.0, 9.0), [0, 0, 2]),
+        ((40.0, 50.0, 30.0), (3.0, 2.0, 9.0), NOT_KNOWN, [0, 0, 2]),
         # Where no joint is annotated in space, those in the image decide; where none is, the newest are the best.
-        ((math.nan,) * 3, (3.0, 2.0, 9.0), [0, 1, 1]),
-        ((math.nan,) * 3, (math.nan,) * 3, [0, 1, 2]),
-        ((math.inf, math.inf, 30.0), (3.0, 2.0, 9.0), [0, 1, 2]),
+        (NOT_KNOWN, (3.0, 2.0, 9.0), (9.0, 3.0, 2.0), [0, 1, 1]),
+        (NOT_KNOWN, NOT_KNOWN, (3.0, 9.0, 2.0), [0, 0, 2]),
+        (NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, [0, 1, 2]),
+        ((math.inf, math.inf, 30.0), (3.0, 2.0, 9.0), NOT_KNOWN, [0, 1, 2]),
     ],
-    ids=["in space", "in the image", "without labels", "not finite"],
+    ids=["in space", "in the image", "f_J2D alone", "without labels", "not finite"],
 )
-def test_a_worse_epoch_does_not_replace_the_best(config, tmp_path, monkeypatch, epe_mm, joints2d_px, expected):
-    scores = iter({"epe_mm": a, "joints2d_px": b} for a, b in zip(epe_mm, joints2d_px, strict=True))
-    monkeypatch.setattr(loop, "validate", lambda *_: next(scores))
+def test_a_worse_epoch_does_not_replace_the_best(
+    config, tmp_path, monkeypatch, epe_mm, joints2d_px, heatmap_px, expected
+):
+    names = ("epe_mm", "joints2d_px", "heatmap_px")
+    scores = iter(dict(zip(names, row, strict=True)) for row in zip(epe_mm, joints2d_px, heatmap_px, strict=True))
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: next(scores))
     trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     best = []
     for epoch in range(3):
@@ -244,7 +253,7 @@ def test_a_worse_epoch_does_not_replace_the_best(config, tmp_path, monkeypatch, 
 def test_an_epoch_counts_the_seconds_before_it_was_interrupted(config, tmp_path, monkeypatch):
     trainer = Trainer(config, tmp_path, ALONE, build_model(config))
     monkeypatch.setattr(trainer, "_step", lambda *_: 0.0)
-    monkeypatch.setattr(loop, "validate", lambda *_: {"epe_mm": 1.0})
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: {"epe_mm": 1.0})
     trainer.progress.seconds = 1000.0
     trainer._save("last")
     resumed = Trainer(config, tmp_path, ALONE, build_model(config))
@@ -255,3 +264,43 @@ def test_an_epoch_counts_the_seconds_before_it_was_interrupted(config, tmp_path,
     assert time.perf_counter() - resumed.started == pytest.approx(1000 + took, abs=0.1 + took)
     resumed._end_epoch(0)
     assert resumed.progress.seconds == 0
+
+
+# --- One network after the other ------------------------------------------------------------------------------
+
+POSE2D_ALONE = dict.fromkeys(("articulation", "laplacian", "feature", "silhouette", "refine"), 0)
+UNET = {"pose2d": "unet", "pose2d_width": 0.25, "pose2d_input_size": 32}
+
+
+def with_unet(config):
+    return config.model_copy(update={"model": replace(config.model, **UNET)})
+
+
+def test_f_j2d_alone_is_trained_then_kept_while_the_others_are(config, batch, tmp_path, monkeypatch):
+    """The first run touches f_J2D only; the second starts from it and touches all but that, its statistics, too."""
+    first = changed(with_unet(config), "loss", **POSE2D_ALONE)
+    model = build_model(first)
+    before = weights_of(model)
+    monkeypatch.setattr(model, "forward", None)  # nothing but f_J2D may run
+    (tmp_path / "first").mkdir()
+    trainer = Trainer(first, tmp_path / "first", ALONE, model)
+    trainer.run_epochs()
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"pose2d"}
+    rows = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").read_text().splitlines()]
+    scores = [row for row in rows if row["kind"] == "validation"]
+    assert all(row["heatmap_px"] > 0 and row["epe_mm"] is None for row in scores)
+
+    second = changed(changed(with_unet(config), "loss", heatmap=0), "start", pose2d=tmp_path / "first")
+    trainer = Trainer(second, tmp_path / "second", ALONE, build_model(second))
+    learned = weights_of(model.pose2d)
+    assert_same_weights(trainer.model.pose2d, learned)
+    before = weights_of(trainer.model.features)
+    trainer._train_epoch(0)
+    assert_same_weights(trainer.model.pose2d, learned)
+    assert not torch.equal(trainer.model.features.conv1.weight, before["conv1.weight"])
+
+
+def test_a_start_that_is_no_run_is_named(config, tmp_path):
+    with pytest.raises(CheckpointError, match=r"start\.pose2d: .*nowhere is no run"):
+        build_model(changed(config, "start", pose2d=tmp_path / "nowhere"))

@@ -8,6 +8,7 @@ from dhpe_fast.nets.pose2d import Pose2DNet
 from dhpe_fast.nets.projector import Projector, regress_joints
 from dhpe_fast.nets.resnet import FeatureExtractor
 from dhpe_fast.nets.results import DHPEOutput, Evidence, MeshEstimate, MeshStep, Projection
+from dhpe_fast.nets.unet_pose2d import UNetPose2D
 
 __all__ = [
     "DHPE",
@@ -25,6 +26,7 @@ __all__ = [
     "Pose2DNet",
     "Projection",
     "Projector",
+    "UNetPose2D",
     "heatmap_targets",
     "initial_hand",
     "joints_from_heatmaps",

@@ -18,6 +18,7 @@ from dhpe_fast.nets.pose2d import Pose2DNet
 from dhpe_fast.nets.projector import Projector
 from dhpe_fast.nets.resnet import FeatureExtractor, check_images
 from dhpe_fast.nets.results import DHPEOutput, Evidence, MeshEstimate, Projection
+from dhpe_fast.nets.unet_pose2d import UNetPose2D
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,20 @@ class DHPESpec:
     """Of the ResNet F."""
     image_size: int = CROP_SIZE_PX
     """Side S of the crops in pixels."""
+    pose2d: Literal["posenet", "unet"] = "posenet"
+    """f_J2D: the paper's ``Pose2DNet`` (Zimmermann and Brox 2017), or the smaller ``UNetPose2D``."""
     pose2d_width: float = 1.0
     """Factor on the channels of f_J2D."""
     pose2d_stages: int = 3
-    """Stages of f_J2D."""
+    """Stages of a "posenet"; a "unet" has one."""
     pose2d_input_size: int = 256
-    """Side to which f_J2D resizes the crops; its heat maps have an eighth of it, 32 in the paper."""
+    """Side to which f_J2D resizes the crops; its heat maps have an eighth of it, 32 in the paper ("unet": a fourth)."""
+    pose2d_subpixel: bool = False
+    """Whether j_2D is read between the cells of the heat maps; the paper takes the largest cell."""
     iterations: int = 3
     """Of the mesh estimator (Eq. 5)."""
+    regressor_hidden: int = 0
+    """Units of f_J3D's two hidden layers; 0 is the paper's single layer."""
     use_joints2d: bool = True
     """Whether f_J3D sees 2D joints; False is an ablation (Fig. 5e)."""
     use_refiner: bool = True
@@ -58,7 +65,7 @@ class DHPE(nn.Module):
 
     Attributes:
         features: F, a ``FeatureExtractor``.
-        pose2d: f_J2D, a ``Pose2DNet``.
+        pose2d: f_J2D, a ``Pose2DNet`` or ``UNetPose2D``.
         mesh_estimator: f_E3D, a ``MeshEstimator`` with ``regressor`` (f_J3D) and ``refiner`` (f_Ref).
         projector: f_Proj, a ``Projector`` with ``hand``; no weights.
     """
@@ -81,7 +88,7 @@ class DHPE(nn.Module):
         self._spec = spec
         # Blocks that start as the identity keep the features of an untrained F, and so its first hand, in bounds.
         self.features = FeatureExtractor(spec.depth, zero_init_residual=True)
-        self.pose2d = Pose2DNet(spec.pose2d_width, spec.pose2d_stages, spec.pose2d_input_size)
+        self.pose2d = _pose2d_net(spec)
         self.mesh_estimator = MeshEstimator(
             self.features.n_features,
             hand,
@@ -90,6 +97,7 @@ class DHPE(nn.Module):
             use_joints2d=spec.use_joints2d,
             use_refiner=spec.use_refiner,
             joint0=spec.joint0,
+            hidden=spec.regressor_hidden,
         )
         self.projector = Projector(hand, spec.image_size, joint0=spec.joint0, silhouette_mode=spec.silhouette_mode)
 
@@ -144,13 +152,25 @@ class DHPE(nn.Module):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
+        heatmaps, joints2d_px = self.estimate_joints2d(images)
+        features = self.features(images) if features is None else features
+        return Evidence(features, heatmaps, joints2d_px)
+
+    def estimate_joints2d(
+        self,
+        images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """f_J2D alone: its heat maps and j_2D, as ``Evidence`` has them.
+
+        Raises:
+            TypeError, ValueError: as ``forward``.
+        """
         check_images(images)
         if images.shape[2:] != (self.image_size, self.image_size):
             side = self.image_size
             raise ValueError(f"images: expected crops (B, 3, {side}, {side}), got {tuple(images.shape)}")
         heatmaps = self.pose2d(images)
-        features = self.features(images) if features is None else features
-        return Evidence(features, heatmaps, joints_from_heatmaps(heatmaps[-1], self.image_size))
+        return heatmaps, joints_from_heatmaps(heatmaps[-1], self.image_size, self._spec.pose2d_subpixel)
 
     def estimate_mesh(self, evidence: Evidence) -> MeshEstimate:
         """The hand h' = f_E3D(z), and j'_2D, of each iteration (Sec. 3.2).
@@ -173,6 +193,14 @@ class DHPE(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.spec().items())
+
+
+def _pose2d_net(spec: DHPESpec) -> Pose2DNet | UNetPose2D:
+    if spec.pose2d == "unet":
+        return UNetPose2D(spec.pose2d_width, spec.pose2d_input_size)
+    if spec.pose2d != "posenet":
+        raise ValueError(f"pose2d: expected 'posenet' or 'unet', got {spec.pose2d!r}")
+    return Pose2DNet(spec.pose2d_width, spec.pose2d_stages, spec.pose2d_input_size)
 
 
 def _checked_spec(options: Mapping[str, Any]) -> DHPESpec:

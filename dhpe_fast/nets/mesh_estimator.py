@@ -34,14 +34,16 @@ right then, as when one looks at one's own palm.
 class ParamRegressor(nn.Linear):
     """f_J3D: [F(x), j_2D, h(t)] to the offset of h, one layer of (n_features + 42 + 63) x 63 weights (Eq. 5).
 
-    Without `use_joints2d`, j_2D is left out, as in Kanazawa et al. (2018).
+    Without `use_joints2d`, j_2D is left out, as in Kanazawa et al. (2018). With `hidden`, two hidden layers of so many
+    units, as theirs, add to what the one layer says; they start by adding nothing.
     """
 
-    def __init__(self, n_features: int, use_joints2d: bool = True) -> None:
+    def __init__(self, n_features: int, use_joints2d: bool = True, hidden: int = 0) -> None:
         super().__init__(n_features + (JOINTS2D_SIZE if use_joints2d else 0) + H_SIZE, H_SIZE)
         self.use_joints2d = use_joints2d
         self.feature_scale = n_features**-0.5
         _initialise(self, slice(n_features), self.feature_scale)
+        self.deeper = _hidden_layers(self.in_features, hidden) if hidden else None
 
     def forward(
         self,
@@ -51,7 +53,9 @@ class ParamRegressor(nn.Linear):
     ) -> Tensor:
         """Delta h (B, 63)."""
         joints = [joints2d.flatten(1)] if self.use_joints2d else []
-        return super().forward(torch.cat([features * self.feature_scale, *joints, h], dim=1))
+        inputs = torch.cat([features * self.feature_scale, *joints, h], dim=1)
+        offset = super().forward(inputs)
+        return offset if self.deeper is None else offset + self.deeper(inputs)
 
 
 class Joints2dRefiner(nn.Linear):
@@ -79,6 +83,16 @@ class Joints2dRefiner(nn.Linear):
         return super().forward(torch.cat(inputs, dim=1)).unflatten(1, (N_JOINTS_STD, 2))
 
 
+def _hidden_layers(n_inputs: int, hidden: int) -> nn.Sequential:
+    layers = nn.Sequential(
+        nn.Linear(n_inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+    )
+    last = nn.Linear(hidden, H_SIZE)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return layers.append(last)
+
+
 def _initialise(layer: nn.Linear, features: slice, feature_scale: float) -> None:
     nn.init.xavier_uniform_(layer.weight, gain=FIRST_GAIN)
     nn.init.zeros_(layer.bias)
@@ -103,6 +117,7 @@ class MeshEstimator(nn.Module):
         use_joints2d: bool = True,
         use_refiner: bool = True,
         joint0: str = "palm",
+        hidden: int = 0,
     ) -> None:
         """The biases of f_J3D are such that the first estimate is close to ``initial_hand``.
 
@@ -114,19 +129,22 @@ class MeshEstimator(nn.Module):
             use_joints2d: give j'_2D(t) to f_J3D; False is an ablation of the paper (Fig. 5e).
             use_refiner: refine j'_2D by f_Ref; False is an ablation of the paper: they stay j_2D.
             joint0: see :class:`~dhpe_fast.nets.projector.Projector`.
+            hidden: units of f_J3D's hidden layers; 0 is the paper's single layer.
 
         Raises:
-            ValueError: if `iterations` is less than 1 or `joint0` unknown.
+            ValueError: if `iterations` is less than 1, `hidden` is negative or `joint0` unknown.
         """
         super().__init__()
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations: expected a whole number >= 1, got {iterations!r}")
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
+            raise ValueError(f"regressor_hidden: expected a whole number >= 0, got {hidden!r}")
         check_joint0(joint0)
         self.hand = hand
         self.iterations = iterations
         self.image_size = image_size
         self.joint0 = joint0
-        self.regressor = ParamRegressor(n_features, use_joints2d)
+        self.regressor = ParamRegressor(n_features, use_joints2d, hidden)
         self.refiner = Joints2dRefiner(n_features) if use_refiner else None
         with torch.no_grad():
             start = HandParams.initial(hand).packed()

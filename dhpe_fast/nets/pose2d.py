@@ -86,7 +86,7 @@ class Pose2DNet(nn.Module):
         check_images(images)
         if images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected square crops (B, 3, S, S), got {tuple(images.shape)}")
-        encoding = self.trunk(_resized(images, self.input_size) - 0.5)
+        encoding = self.trunk(resized(images, self.input_size) - 0.5)
         heatmaps: list[Tensor] = []
         for stage in self.stages:
             heatmaps.append(stage(torch.cat([heatmaps[-1], encoding], dim=1) if heatmaps else encoding))
@@ -154,7 +154,7 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def resized(images: Tensor, size: int) -> Tensor:
     side = images.shape[-1]
     if side == size:
         return images

@@ -37,16 +37,18 @@ class Progress:
     skipped_in_a_row: int = 0
     best_epe_mm: float = math.inf
     best_joints2d_px: float = math.inf
+    best_heatmap_px: float = math.inf
     seconds: float = 0.0
     """what the epoch has taken so far"""
 
     def takes(self, scores: Mapping[str, float]) -> bool:
         """Whether the weights with these scores are the best so far; notes it if they are.
 
-        By the error in space; where no joint is annotated in space, by that in the image; and where none is at all, the
-        newest are the best. Of equals, the later ones.
+        By the error in space; where no joint is annotated in space, by that in the image; where f_J2D alone is trained,
+        by its error; and where no joint is known at all, the newest are the best. Of equals, the later ones.
         """
-        measure = "joints2d_px" if math.isnan(scores["epe_mm"]) else "epe_mm"
+        measures = ("epe_mm", "joints2d_px", "heatmap_px")
+        measure = next((name for name in measures if not math.isnan(scores[name])), measures[-1])
         if scores[measure] > getattr(self, f"best_{measure}"):
             return False
         if not math.isnan(scores[measure]):
@@ -103,18 +105,37 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         CheckpointError: if the file is missing or damaged, or its tensors are not those of the model; it names the
             first that differ.
     """
+    _load_all(_read(folder), model, folder)
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
     file = folder / "model.safetensors"
     try:
-        tensors = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
+
+
+def _load_all(tensors: Mapping[str, torch.Tensor], model: nn.Module, folder: Path) -> None:
     expected = model.state_dict()
     wrong = sorted(set(tensors) ^ set(expected)) + sorted(
         key for key in set(tensors) & set(expected) if tensors[key].shape != expected[key].shape
     )
     if wrong:
-        raise CheckpointError(f"{file}: {len(wrong)} tensors are not those of this model, the first: {wrong[:3]}")
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'}: {len(wrong)} tensors are not those of this model, the first: {wrong[:3]}"
+        )
     model.load_state_dict(tensors)
+
+
+def load_part(folder: Path, part: nn.Module, prefix: str) -> None:
+    """Loads those tensors of a checkpoint whose names begin with `prefix` into a part of the networks.
+
+    Raises:
+        CheckpointError: as ``load_weights``.
+    """
+    tensors = {name.removeprefix(prefix): t for name, t in _read(folder).items() if name.startswith(prefix)}
+    _load_all(tensors, part, folder)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from dhpe_fast.train.checkpoint import (
     CheckpointError,
     Progress,
     find_checkpoint,
+    load_part,
     load_state,
     load_weights,
     pack_progress,
@@ -122,6 +123,11 @@ def build_model(config: TrainConfig, *, initial_weights: bool = True) -> DHPE:
         model.features.load_imagenet(config.start.imagenet)
     if initial_weights and config.start.posenet is not None:
         model.pose2d.load_zb_weights(config.start.posenet)
+    if initial_weights and config.start.pose2d is not None:
+        folder = find_checkpoint(config.start.pose2d, LAST)
+        if folder is None:
+            raise CheckpointError(f"start.pose2d: {config.start.pose2d} is no run with a checkpoint")
+        load_part(folder, model.pose2d, "pose2d.")
     return model
 
 
@@ -201,6 +207,8 @@ class Trainer:
         sampler = self.training_loader.batch_sampler
         sampler.set_epoch(epoch, first)
         self.objective.train()
+        if not self.config.loss.heatmap:
+            self.model.pose2d.eval()  # it stays as it is, the statistics of its layers as well
         shown = self._shown(self.training_loader, epoch, first, sampler.batches_per_epoch)
         for batch in shown:
             loss = self._step(apply_colour(batch.to(self.processes.device)), sampler.batches_per_epoch)
@@ -254,6 +262,8 @@ class Trainer:
     def _see(self, batch: HandBatch, objective: Objective) -> None:
         """Keeps the predicted hands where they are, of which instances are made when those are asked for."""
         options = self.config.self_supervision
+        if objective.output is None:
+            return
         if options.instances_per_seed and self.progress.epoch >= options.start_epoch:
             self.seen.append((objective.output.estimate.h.detach().float(), batch.index))
 
@@ -277,7 +287,13 @@ class Trainer:
         self.instances = found.newest(self.config.self_supervision.max_instances)
         self.proposed = Instances.empty()
         self.progress.epoch, self.progress.batch, self.progress.seconds = epoch + 1, 0, 0.0
-        scores = validate(self.model, self.validation_loader, self.processes, self.config.loss.gate.tau_px)
+        scores = validate(
+            self.model,
+            self.validation_loader,
+            self.processes,
+            self.config.loss.gate.tau_px,
+            heatmap_alone=self.config.loss.heatmap_alone,
+        )
         if self.log is not None:
             facts = {"instances": len(self.instances), "seconds": time.perf_counter() - self.started}
             self.log.scalars("validation", self.progress.step, scores, epoch=epoch, **facts)
@@ -320,7 +336,7 @@ class Trainer:
         facts = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
         self.log.scalars("train", step, {**scalars, **facts}, epoch=self.progress.epoch)
         if step % self.config.picture_every == 0:
-            self.log.picture("train", step, picture_grid(batch, objective.output))
+            self.log.picture("train", step, picture_grid(batch, objective))
 
     def _save(self, name: str) -> None:
         proposed = sum(self.processes.gather(self._propose()), Instances.empty())
@@ -343,11 +359,13 @@ class Trainer:
 
 def _freeze_untrained(model: DHPE, config: TrainConfig) -> None:
     """What no term of the loss reaches is no parameter of the run: processes would wait for its gradient."""
+    if config.loss.heatmap_alone:
+        model.requires_grad_(False)
     model.pose2d.requires_grad_(config.loss.heatmap > 0)  # Eq. 3
     refiner = model.mesh_estimator.refiner
     if refiner is not None:  # Eq. 6, or f_J3D, which sees refined joints from its second iteration on
         seen = config.model.iterations > 1 and config.model.use_joints2d
-        refiner.requires_grad_(config.loss.refine > 0 or seen)
+        refiner.requires_grad_(not config.loss.heatmap_alone and (config.loss.refine > 0 or seen))
 
 
 def _draw_data(config: TrainConfig) -> None:

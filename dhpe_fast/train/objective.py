@@ -34,7 +34,10 @@ class Objective:
     """() mean over the batch of the weighted terms."""
     terms: Mapping[str, Tensor]
     """() each: means over the batch, not weighted; ``gate`` is the share of instances whose silhouette counts."""
-    output: DHPEOutput
+    output: DHPEOutput | None
+    """None where f_J2D alone is trained."""
+    joints2d_px: Tensor
+    """(B, 21, 2) what is shown of the estimate: the hand's joints in the crop, or where there is none, j_2D"""
 
 
 class TrainingObjective(nn.Module):
@@ -57,6 +60,10 @@ class TrainingObjective(nn.Module):
 
     def forward(self, batch: HandBatch) -> Objective:
         """Runs the networks on a mini-batch and judges what they say."""
+        if self.loss.heatmap_alone:
+            heatmaps, joints2d_px = self.model.estimate_joints2d(batch.images)
+            term = self._heatmap_term(batch, heatmaps)
+            return Objective(self.loss.heatmap * term.mean(), {"heatmap": term.detach().mean()}, None, joints2d_px)
         output, masked_features = self._seen(batch)
         gate = self.gate(batch, output)
         terms = self.terms(batch, output, masked_features)
@@ -64,7 +71,8 @@ class TrainingObjective(nn.Module):
         weights["silhouette"] = gate * self.loss.silhouette
         total = total_loss(terms, weights).mean()
         means = {name: term.detach().mean() for name, term in terms.items()}
-        return Objective(total, means | {"gate": gate.mean()}, output)
+        found_px = projected_px(output, self.model.image_size).detach()
+        return Objective(total, means | {"gate": gate.mean()}, output, found_px)
 
     def terms(self, batch: HandBatch, output: DHPEOutput, masked_features: Tensor | None) -> dict[str, Tensor]:
         """The losses of each instance, (B,) each, not weighted; those of weight 0 that would cost time are left out."""
@@ -73,8 +81,9 @@ class TrainingObjective(nn.Module):
             "articulation": articulation_loss(projection.joints, batch.joints_crop, batch.valid),
             "laplacian": laplacian_loss(projection.verts, self.laplacian),
             "silhouette": silhouette_loss(projection.mask, batch.masks, batch.has_mask, reduction=loss.image_reduction),
-            "heatmap": self._heatmap_term(batch, output),
         }
+        if loss.heatmap:
+            terms["heatmap"] = self._heatmap_term(batch, output.evidence.heatmaps)
         if self.model.mesh_estimator.refiner is not None:
             terms["refine"] = sum(
                 joints2d_refine_loss(step.joints2d_px, batch.joints2d_px, batch.valid, self.model.image_size)
@@ -116,8 +125,7 @@ class TrainingObjective(nn.Module):
         )
         return weight * batch.has_mask
 
-    def _heatmap_term(self, batch: HandBatch, output: DHPEOutput) -> Tensor:  # (B,)
-        stages = output.evidence.heatmaps
+    def _heatmap_term(self, batch: HandBatch, stages: tuple[Tensor, ...]) -> Tensor:  # (B,)
         targets = heatmap_targets(batch.joints2d_px, batch.valid, stages[-1].shape[-1], self.model.image_size)
         return heatmap_loss(stages, targets, batch.valid, reduction=self.loss.image_reduction)
 
