@@ -40,6 +40,14 @@ class Hand(str, Enum):
     right = "right"
 
 
+class Evidence(str, Enum):
+    """Who finds the 2D joints of pictures and videos without keypoints."""
+
+    auto = "auto"
+    networks = "networks"
+    mediapipe = "mediapipe"
+
+
 class MeshFormat(str, Enum):
     """Mesh files that ``io.save_fit`` writes."""
 
@@ -61,12 +69,19 @@ def fit(
         Path | None,
         typer.Option(
             help="2D joints in pixels: .npy (21, 2 or 3), or .json, which may name several images; of a video "
-            "(frames, 21, 2 or 3), or .json with a list for its frames. Without it MediaPipe finds the hands."
+            "(frames, 21, 2 or 3), or .json with a list for its frames. Without it hands are looked for."
         ),
     ] = None,
     order: Annotated[
         str | None, typer.Option(help="Joint order of the keypoints, for instance std, mano21, rhd, interhand.")
     ] = None,
+    evidence: Annotated[
+        Evidence,
+        typer.Option(
+            help="Who finds hands and their joints: the package's own networks, MediaPipe, or MediaPipe where it is "
+            "installed and the networks elsewhere (auto)."
+        ),
+    ] = Evidence.auto,
     hand: Annotated[Hand, typer.Option(help="Which hand it is.")] = Hand.auto,
     mano: Annotated[
         Path | None, typer.Option(help="A licensed MANO file, MANO_RIGHT.pkl, instead of the default hand.")
@@ -91,7 +106,9 @@ def fit(
 
         job = cli_fit.FitJob.of(output, keypoints, order, mano)
         _check_device(device)
-        options = {"hand": hand.value, "device": device, "model": job.model}
+        if keypoints is not None and evidence is not Evidence.auto:
+            raise ValueError("--evidence: is for files without --keypoints, which already say where the joints are")
+        options = {"hand": hand.value, "device": device, "model": job.model, "evidence": evidence.value}
         suffixes = tuple(f".{item.value}" for item in formats or [MeshFormat.glb])
         job = replace(job, options=options, iterations=iterations, suffixes=suffixes, smooth=smooth, profile=profile)
         inputs = cli_fit.expanded(files)

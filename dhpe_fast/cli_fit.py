@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import typer
 
-from dhpe_fast.fit import fit
+from dhpe_fast.fit import fit, solver_name
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand_filter import SMOOTHING
 from dhpe_fast.hand_fit import HandFit
@@ -128,6 +129,7 @@ def fit_all(files: Sequence[Path], job: FitJob) -> list[Failure]:
             failures.append((file, reason))
     if job.profile and stages_ms:
         typer.echo(stage_table(stages_ms))
+        typer.echo(f"solver: {solver_name(torch.device(job.options.get('device') or 'cpu'))}")
     return failures
 
 

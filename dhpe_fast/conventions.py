@@ -57,6 +57,9 @@ CROP_SIZE_PX = 224
 CROP_MARGIN = 1.5
 """Side of the paper's crop by the longer side of the tight box around the 2D joints (Eq. 8)."""
 
+BORDER_GREY = 128
+"""Value of a network's crop beyond the image: mid-grey, as in Zimmermann and Brox, whose inputs are centred on it."""
+
 # --- Layout of h --------------------------------------------------------------------------------------------
 
 H_LAYOUT: dict[str, slice] = {

@@ -62,7 +62,7 @@ def _versions() -> Iterator[Finding]:
     opencv = [f"{version} ({name})" for name, version in found.items() if version]
     yield Finding("versions", "opencv", ", ".join(opencv) or "missing", ok=bool(opencv))
     mediapipe = _version_of("mediapipe")
-    yield Finding("versions", "mediapipe", mediapipe or "not installed: pip install 'dhpe-fast[mediapipe]'")
+    yield Finding("versions", "mediapipe", mediapipe or "not installed, an extra: pip install 'dhpe-fast[mediapipe]'")
 
 
 def _machine() -> Iterator[Finding]:

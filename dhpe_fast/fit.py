@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dhpe_fast.alignment import StartViews, initial_states
 from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
-from dhpe_fast.evidence import EvidenceSource, HandEvidence, evidence_source, given_hands
+from dhpe_fast.evidence import EvidenceSource, HandEvidence, SourceName, evidence_source, given_hands
 from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole
 from dhpe_fast.hand.derived_models import copied_model, default_model, derived, mirrored_model, moved_model
 from dhpe_fast.hand.mirror import mirror_pose
@@ -70,7 +70,7 @@ def fit(
     camera: Pinhole | Any = None,
     iterations: int = 50,
     device: torch.device | str | None = None,
-    evidence: Literal["auto", "mediapipe"] | EvidenceSource = "auto",
+    evidence: SourceName | EvidenceSource = "auto",
     profile: bool = False,
 ) -> HandFit | list[HandFit]:
     """Recovers the dense 3D hand, or hands, of one RGB image.
@@ -94,8 +94,9 @@ def fit(
             weak-perspective camera.
         iterations: the most steps of the final refinement; it stops earlier when it has converged.
         device: where to compute; None is the model's device.
-        evidence: who supplies 2D joints when `keypoints` is None: "mediapipe", "auto" (MediaPipe where it is
-            installed), or any callable of the protocol :class:`dhpe_fast.evidence.EvidenceSource`.
+        evidence: who supplies 2D joints when `keypoints` is None: "networks" (the package's own), "mediapipe", "auto"
+            (MediaPipe where it is installed, else the networks), or any callable of the protocol
+            :class:`dhpe_fast.evidence.EvidenceSource`.
         profile: print where the time went, the stages of ``HandFit.timings_ms``, a column for each hand; and which
             solver ran.
 
@@ -104,7 +105,8 @@ def fit(
 
     Raises:
         ValueError, TypeError: for bad input, naming the argument.
-        ImportError: when no keypoints are given and no evidence source is installed.
+        ImportError: when MediaPipe is asked for and not installed; as a ``pretrained.WeightsError``, when weights of
+            the package are missing or damaged.
     """
     clock = StageClock()
     with plain_torch():
@@ -117,8 +119,7 @@ def fit(
                 raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
             found, single = given_hands(keypoints, order=order)
     if keypoints is None:  # with the caller's threads, autocast and device: it may run a large network
-        with torch.no_grad():
-            found = evidence_source(evidence)(pixels, boxes)
+        found = evidence_source(evidence)(pixels, boxes)
     with plain_torch():
         masks = _masks(mask, len(found), pixels.shape[:2])
         clock.lap("evidence")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.conventions import N_JOINTS_STD, joint_permutation
-from dhpe_fast.evidence import EvidenceSource, HandEvidence, evidence_source, given_hands
+from dhpe_fast.evidence import EvidenceSource, HandEvidence, SourceName, evidence_source, given_hands
 from dhpe_fast.evidence.hand_evidence import MIN_JOINTS
 from dhpe_fast.fit import FitOptions
 from dhpe_fast.hand import HandModel, Pinhole
@@ -89,7 +89,7 @@ def fit_video(
     *,
     keypoints: Iterable[Any] | None = None,
     order: str = "std",
-    evidence: Literal["auto", "mediapipe"] | EvidenceSource = "auto",
+    evidence: SourceName | EvidenceSource = "auto",
     hand: Literal["auto", "right", "left"] = "auto",
     model: HandModel | None = None,
     camera: Pinhole | Any = None,
@@ -114,7 +114,7 @@ def fit_video(
             is seen. Hands with fewer than four known joints (NaN, or confidence 0) count as not seen. An iterator may
             have more entries than there are frames.
         order: joint order of the keypoints.
-        evidence: who supplies 2D joints when `keypoints` is None.
+        evidence: who supplies 2D joints when `keypoints` is None, see ``fit``.
         hand: which hand it is; "auto" takes the side from the evidence source, see ``fit``.
         model: a hand model; None is the package's own.
         camera: intrinsics; None fits a weak-perspective camera to each frame.
@@ -131,7 +131,7 @@ def fit_video(
             wrong with one frame (another size, keypoints of another shape) is raised when its turn comes; going on
             gives the frames after it. What is wrong with one hand (a joint at infinity, a confidence of 5) is among
             ``FrameFit.faults``.
-        ImportError: when no keypoints are given and no evidence source is installed.
+        ImportError: as ``fit``.
     """
     with plain_torch():
         options = FitOptions.of(hand, model, camera, SEARCH_ITERATIONS, device)

@@ -118,6 +118,13 @@ def test_crop_beyond_the_image_is_zero_there() -> None:
     assert crop[:4].max() == crop[:, :4].max() == 0
 
 
+def test_crop_beyond_the_image_is_the_border_where_one_is_given() -> None:
+    crop = CropBox((0, 0), 8).crop_image(np.full((20, 20, 3), 9, np.uint8), size=8, border=128)
+    assert (crop[4:, 4:] == 9).all()
+    assert (crop[:4] == 128).all()
+    assert (crop[:, :4] == 128).all()
+
+
 @pytest.mark.parametrize("zoom", [0.25, 0.5, 2.0, 3.0])
 def test_crop_of_a_ramp_gives_each_pixel_its_own_place(zoom: float) -> None:
     """Each pixel's value is the x coordinate of its centre: so it must be in the crop, in image pixels."""

@@ -167,6 +167,7 @@ def test_a_folder_is_fitted_in_order_and_one_bad_picture_is_named(tmp_path):
     assert "b.png: is truncated, or not an image" in output
     stages = {line.split()[0] for line in output.splitlines() if re.search(r"  \d+\.\d\d$", line)}
     assert {"decode", "evidence", "refine", "draw", "write", "total"} <= stages
+    assert "solver: Levenberg-Marquardt, compiled, on cpu" in output
     suffixes = (".glb", ".json", "_overlay.png")
     assert sorted(file.name for file in out.iterdir()) == sorted(stem + suffix for stem in "acd" for suffix in suffixes)
 

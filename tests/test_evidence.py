@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dhpe_fast.conventions import JOINT_ORDERS
-from dhpe_fast.evidence import HandEvidence, evidence_source, given_boxes, given_hands
+from dhpe_fast.evidence import HandEvidence, evidence_source, given_boxes, given_hands, sources
 from dhpe_fast.evidence.mediapipe import MediaPipeEvidence
 
 JOINTS = np.array([(100.0 + 7 * (j % 5), 50.0 + 9 * (j // 5)) for j in range(21)])
@@ -207,8 +207,7 @@ def test_an_unknown_source_is_refused():
         evidence_source(3)
 
 
-@pytest.mark.parametrize("name", ["auto", "mediapipe"])
-def test_without_mediapipe_one_sentence_says_how_to_get_it(monkeypatch, name):
+def test_without_mediapipe_one_sentence_says_how_to_get_it(monkeypatch):
     real_import = builtins.__import__
 
     def no_mediapipe(module, *args, **kwargs):
@@ -218,9 +217,9 @@ def test_without_mediapipe_one_sentence_says_how_to_get_it(monkeypatch, name):
 
     monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
     monkeypatch.setattr(builtins, "__import__", no_mediapipe)
-    monkeypatch.setattr("dhpe_fast.evidence.sources._shared_mediapipe", MediaPipeEvidence)
-    with pytest.raises(ImportError, match=r'pip install "dhpe-fast\[mediapipe\]".*or pass keypoints='):
-        evidence_source(name)
+    sources._shared_mediapipe.cache_clear()
+    with pytest.raises(ImportError, match=r'pip install "dhpe-fast\[mediapipe\]".*or pass evidence="networks"'):
+        evidence_source("mediapipe")
 
 
 # --- MediaPipe, with a stand-in that takes coloured rectangles for hands ---------------------------------------------

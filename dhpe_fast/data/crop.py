@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
+from dhpe_fast.conventions import BORDER_GREY, CROP_SIZE_PX, MIDDLE_MCP
 from dhpe_fast.data.augmentation import CropAugmentation, Look, SquareJitter, draw_look, draw_square_jitter
 from dhpe_fast.data.checks import project
 from dhpe_fast.data.errors import DatasetError
@@ -22,8 +22,6 @@ from dhpe_fast.data.sample import Sample
 from dhpe_fast.hand import CropBox
 from dhpe_fast.hand.mirror import mirror_camera
 
-BORDER_GREY = 128
-"""Value of the crop beyond the image: mid-grey, as in Zimmermann and Brox, whose inputs are centred on it."""
 _MIRROR = np.array((-1.0, 1.0, 1.0))
 _MAX_SAMPLES = 16
 _PAPER = CropAugmentation()

@@ -13,12 +13,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from dhpe_fast.evidence.find import Find, overlap
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import HandEvidence
 from dhpe_fast.hand.camera import CropBox
@@ -99,9 +99,9 @@ class MediaPipeEvidence:
             if side >= MIN_TILE_PX:
                 yield _tiles(image_size, side)
 
-    def _confirmed(self, image_rgb: np.ndarray, finds: list[_Find]) -> list[_Find]:
+    def _confirmed(self, image_rgb: np.ndarray, finds: list[Find]) -> list[Find]:
         """The finds on which a closer look agrees, best first, each hand once."""
-        confirmed: list[_Find] = []
+        confirmed: list[Find] = []
         for find in sorted(finds, key=lambda f: -f.score):
             if any(find.is_same_hand(other) for other in confirmed):
                 continue
@@ -110,9 +110,9 @@ class MediaPipeEvidence:
                 confirmed.append(settled)
         return sorted(confirmed, key=lambda f: -f.score)
 
-    def _settle(self, image_rgb: np.ndarray, find: _Find) -> _Find | None:
+    def _settle(self, image_rgb: np.ndarray, find: Find) -> Find | None:
         for _ in range(MAX_LOOKS):
-            again = find.nearest(self._look(image_rgb, find.square()))
+            again = find.nearest(self._look(image_rgb, _square(find)))
             if again is None:
                 return None
             if again.side == find.side and again.distance(find) < AGREEMENT:
@@ -120,7 +120,7 @@ class MediaPipeEvidence:
             find = again
         return None
 
-    def _find_in_box(self, image_rgb: np.ndarray, box: np.ndarray) -> _Find | None:
+    def _find_in_box(self, image_rgb: np.ndarray, box: np.ndarray) -> Find | None:
         center, extent = 0.5 * (box[:2] + box[2:]), float((box[2:] - box[:2]).max())
         for scale in BOX_LOOKS:
             seen = [
@@ -129,11 +129,11 @@ class MediaPipeEvidence:
                 if find.score >= BOX_MIN_SCORE and np.abs(find.center_px - center).max() < 0.5 * extent
             ]
             if seen:
-                find = max(seen, key=lambda f: f.overlap(box))
-                return find.nearest(self._look(image_rgb, find.square())) or find
+                find = max(seen, key=lambda f: overlap(f.box_px, box))
+                return find.nearest(self._look(image_rgb, _square(find))) or find
         return None
 
-    def _look(self, image_rgb: np.ndarray, square: CropBox) -> list[_Find]:
+    def _look(self, image_rgb: np.ndarray, square: CropBox) -> list[Find]:
         crop = square.crop_image(image_rgb, LOOK_SIZE_PX)
         with self._lock:
             if self._hands is None:
@@ -145,60 +145,20 @@ class MediaPipeEvidence:
         return _finds(result, square)
 
 
-@dataclass(frozen=True, eq=False)
-class _Find:
-    """What MediaPipe reports of one hand, in the image."""
-
-    joints_px: np.ndarray  # (21, 2)
-    side: Literal["right", "left"]
-    score: float
-
-    @property
-    def box_px(self) -> np.ndarray:
-        return np.concatenate([self.joints_px.min(axis=0), self.joints_px.max(axis=0)])
-
-    @property
-    def center_px(self) -> np.ndarray:
-        return 0.5 * (self.joints_px.min(axis=0) + self.joints_px.max(axis=0))
-
-    @property
-    def extent_px(self) -> float:
-        return float(np.ptp(self.joints_px, axis=0).max())
-
-    def square(self) -> CropBox:
-        return CropBox(tuple(self.center_px), FIND_MARGIN * self.extent_px)
-
-    def distance(self, other: _Find) -> float:
-        """Mean distance of the joints, by the longer side of the box of `other`."""
-        return float(np.linalg.norm(self.joints_px - other.joints_px, axis=1).mean()) / other.extent_px
-
-    def nearest(self, finds: list[_Find]) -> _Find | None:
-        """The one of `finds` at the place of this one, or None."""
-        near = [find for find in finds if find.is_same_hand(self)]
-        return min(near, key=lambda find: find.distance(self), default=None)
-
-    def overlap(self, box: np.ndarray) -> float:
-        """Intersection over union of the joints' bounding box and `box`."""
-        own = self.box_px
-        common = np.clip(np.minimum(own[2:], box[2:]) - np.maximum(own[:2], box[:2]), 0, None).prod()
-        return float(common / ((own[2:] - own[:2]).prod() + (box[2:] - box[:2]).prod() - common))
-
-    def is_same_hand(self, other: _Find) -> bool:
-        """Joints of one hand come out within half a hand, whichever crop they were seen in."""
-        return self.distance(other) < 0.5 or self.overlap(other.box_px) > 0.6
-
-    def evidence(self) -> HandEvidence:
-        return HandEvidence(self.joints_px, np.ones(len(self.joints_px)), self.side, self.score)
+def _square(find: Find) -> CropBox:
+    """Where a second look goes."""
+    return CropBox(tuple(find.center_px), FIND_MARGIN * find.extent_px)
 
 
-def _finds(result: Any, square: CropBox) -> list[_Find]:
+def _finds(result: Any, square: CropBox) -> list[Find]:
     """MediaPipe's answer for the crop `square`, which spans [0, 1] x [0, 1], brought into the image."""
     finds = []
     for landmarks, handedness in zip(result.multi_hand_landmarks or (), result.multi_handedness or (), strict=True):
         joints = np.array([(point.x, point.y) for point in landmarks.landmark], dtype=np.float64)
         label = handedness.classification[0]
-        find = _Find(
+        find = Find(
             np.asarray(square.top_left_px) + square.size_px * joints,
+            np.ones(len(joints)),
             _SIDE_OF_LABEL[label.label],
             min(max(float(label.score), 0.0), 1.0),
         )
@@ -226,8 +186,8 @@ def _hands_class() -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         # AttributeError: later MediaPipe has no `solutions`, and no models in its wheel.
         raise ImportError(
-            "no keypoints were given, and MediaPipe 0.10.21, which would find them, could not be loaded "
-            f'({error}): run `pip install "dhpe-fast[mediapipe]"`, or pass keypoints='
+            f"evidence: MediaPipe 0.10.21 could not be loaded ({error}): "
+            'run `pip install "dhpe-fast[mediapipe]"`, or pass evidence="networks" or keypoints='
         ) from error
 
 

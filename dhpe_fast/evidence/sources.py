@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import EvidenceSource, HandEvidence
 from dhpe_fast.evidence.mediapipe import MediaPipeEvidence
+from dhpe_fast.evidence.networks import NetworkEvidence
+
+SourceName = Literal["auto", "networks", "mediapipe"]
+"""Sources that come with the package."""
 
 
-def evidence_source(evidence: Literal["auto", "mediapipe"] | EvidenceSource) -> CheckedSource:
+def evidence_source(evidence: SourceName | EvidenceSource) -> CheckedSource:
     """The source of a name, or the caller's own source, with its input and its answer checked.
 
     Args:
-        evidence: "mediapipe"; "auto", which is MediaPipe as long as the package ships no networks of its own; or a
-            callable of the protocol :class:`EvidenceSource`.
+        evidence: "networks", the package's own; "mediapipe"; "auto", which is MediaPipe where it can be loaded and the
+            package's own networks elsewhere; or a callable of the protocol :class:`EvidenceSource`.
 
     Raises:
         ValueError: if the name is unknown.
         TypeError: if it is neither a name nor callable.
-        ImportError: if the source needs a package that is not installed, with the command that installs it.
+        ImportError: if MediaPipe is asked for and not installed, with the command that installs it.
     """
     if isinstance(evidence, str):
-        if evidence not in ("auto", "mediapipe"):
-            raise ValueError(f"evidence: expected 'auto', 'mediapipe' or a callable, got {evidence!r}")
-        return CheckedSource(_shared_mediapipe())
+        if evidence not in _SOURCES:
+            raise ValueError(f"evidence: expected {_NAMES} or a callable, got {evidence!r}")
+        return CheckedSource(_SOURCES[evidence]())
     if not callable(evidence):
-        raise TypeError(f"evidence: expected 'auto', 'mediapipe' or a callable, got {type(evidence).__name__}")
+        raise TypeError(f"evidence: expected {_NAMES} or a callable, got {type(evidence).__name__}")
     return CheckedSource(evidence)
 
 
 @dataclass(frozen=True)
 class CheckedSource:
-    """A source whose boxes and answers are checked."""
+    """A source whose boxes and answers are checked; it runs without gradients."""
 
     source: EvidenceSource
 
@@ -53,7 +59,8 @@ class CheckedSource:
         """
         if boxes is not None:
             boxes = given_boxes(boxes, image_rgb.shape[:2])
-        hands = list(self.source(image_rgb, boxes))
+        with torch.no_grad():
+            hands = list(self.source(image_rgb, boxes))
         for hand in hands:
             if not isinstance(hand, HandEvidence):
                 raise TypeError(f"evidence: the source answered with a {type(hand).__name__}, expected HandEvidence")
@@ -64,3 +71,24 @@ class CheckedSource:
 def _shared_mediapipe() -> MediaPipeEvidence:
     # Starting MediaPipe's graph takes longer than finding a hand with it.
     return MediaPipeEvidence()
+
+
+@lru_cache(maxsize=1)
+def _shared_networks() -> NetworkEvidence:
+    return NetworkEvidence()
+
+
+@lru_cache(maxsize=1)
+def _best() -> EvidenceSource:
+    try:
+        return _shared_mediapipe()
+    except ImportError:
+        return _shared_networks()
+
+
+_SOURCES: dict[str, Callable[[], EvidenceSource]] = {
+    "auto": _best,
+    "networks": _shared_networks,
+    "mediapipe": _shared_mediapipe,
+}
+_NAMES = ", ".join(map(repr, _SOURCES))

@@ -286,9 +286,9 @@ class CropBox:
         size: int = CROP_SIZE_PX,
         *,
         nearest: bool = False,
+        border: float = 0,
     ) -> np.ndarray:
-        """The crop resized to (size, size[, C]), in the type of `image`; zero where it reaches beyond the
-        image.
+        """The crop resized to (size, size[, C]), in the type of `image`.
 
         Bilinear, with pixel centres mapped to pixel centres' places; where the crop is made smaller,
         sub-samples are averaged over each pixel's area, so that nothing aliases.
@@ -297,6 +297,7 @@ class CropBox:
             image: uint8, uint16, float32, float64, or bool.
             size: side of the result, pixels.
             nearest: take the nearest pixel instead, for masks of labels; bool always does.
+            border: the value of all channels where the crop reaches beyond the image.
 
         Raises:
             TypeError, ValueError: if the image has another type or shape, or is empty.
@@ -321,7 +322,7 @@ class CropBox:
             (grid, grid),
             flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=0,
+            borderValue=(border,) * 4,
         )
         if samples > 1:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)

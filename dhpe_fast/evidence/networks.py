@@ -1,0 +1,179 @@
+"""2D joints from the package's own networks: nothing else needs to be installed.
+
+The locator finds hands in the photograph; DHPE's 2D pose network f_J2D reads the joints of each from a square crop, as
+it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence a second
+look, at the crop around the joints that the first one found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from dhpe_fast import pretrained
+from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
+from dhpe_fast.evidence.find import Find, distinct, overlap
+from dhpe_fast.evidence.given import given_boxes
+from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence
+from dhpe_fast.hand.camera import CropBox
+from dhpe_fast.nets.heatmaps import joints_from_heatmaps
+
+if TYPE_CHECKING:
+    from dhpe_fast.nets import DHPE
+    from dhpe_fast.nets.locator import LocatedHand, Locator
+
+SURE = 0.3
+"""From this confidence on a joint counts as seen where the second crop is laid around the joints."""
+MIN_CONFIDENCE = 0.3
+"""A hand whose joints are less sure than this on average is none."""
+BOX_VIEW = 2.0
+"""Side of the square in which the locator looks for the hand in a box of the caller's, by the box's longer side."""
+BOX_OVERLAP = 0.3
+"""The locator's hand is that of the box if they overlap by this, intersection over union."""
+
+Side = Literal["right", "left"]
+_SIDES: tuple[Side, ...] = ("right", "left")
+
+
+class NetworkEvidence:
+    """An evidence source (:class:`~dhpe_fast.evidence.EvidenceSource`) on the networks that ship with the package.
+
+    It names the side of each hand. The confidence of a joint is the largest value of its heat map; a hand whose joints
+    are unsure on average is not reported. Score: the locator's, with boxes the mean confidence.
+
+    Args:
+        locator: finds hands; None is ``pretrained.locator()``, read at the first image.
+        dhpe: its f_J2D reads joints; None is ``pretrained.dhpe()``, read at the first image.
+        device: where these two compute; networks that are given stay where they are.
+        max_hands: the most hands looked for where no boxes are given.
+        min_confidence: mean confidence of the joints from which a hand is reported, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        locator: Locator | None = None,
+        dhpe: DHPE | None = None,
+        device: torch.device | str = "cpu",
+        max_hands: int = 4,
+        min_confidence: float = MIN_CONFIDENCE,
+    ) -> None:
+        if isinstance(max_hands, bool) or not isinstance(max_hands, int) or max_hands < 1:
+            raise ValueError(f"max_hands: expected a whole number >= 1, got {max_hands!r}")
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence: expected a number in [0, 1], got {min_confidence!r}")
+        self._locator, self._dhpe, self._device = locator, dhpe, torch.device(device)
+        self._max_hands, self._min_confidence = max_hands, min_confidence
+
+    def __call__(
+        self,
+        image_rgb: np.ndarray,  # (H, W, 3) uint8
+        boxes: np.ndarray | None = None,  # (N, 4) left, top, right, bottom
+    ) -> list[HandEvidence]:
+        """The hands in the image, best first; with boxes, in their order and without those that show no hand.
+
+        Raises:
+            pretrained.WeightsError: if the package's weights are missing or damaged.
+        """
+        with torch.no_grad():
+            if boxes is None:
+                located = self._locate(image_rgb)
+                finds = self._read(image_rgb, [[_Look.at(hand.box_px, hand.side)] for hand in located])
+                scored = [replace(f, score=hand.score) for f, hand in zip(finds, located, strict=True) if f is not None]
+                return [find.evidence() for find in distinct(scored)]
+            boxes = given_boxes(boxes, image_rgb.shape[:2])
+            looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
+            return [find.evidence() for find in self._read(image_rgb, looks) if find is not None]
+
+    def _locate(self, image_rgb: np.ndarray) -> list[LocatedHand]:
+        from dhpe_fast.nets.locator import locate
+
+        locator = pretrained.locator(self._device) if self._locator is None else self._locator
+        return locate(locator, image_rgb, max_hands=self._max_hands)
+
+    def _sides_in(self, image_rgb: np.ndarray, box: np.ndarray) -> Sequence[Side]:
+        """The side that the locator sees in a box; both, where it sees no hand there."""
+        center, half = 0.5 * (box[:2] + box[2:]), 0.5 * BOX_VIEW * (box[2:] - box[:2]).max()
+        low = np.floor(center - half).clip(0).astype(int)
+        high = np.ceil(center + half).astype(int)
+        seen = self._locate(np.ascontiguousarray(image_rgb[low[1] : high[1], low[0] : high[0]]))
+        overlaps = [overlap(np.asarray(hand.box_px) + np.tile(low, 2), box) for hand in seen]
+        if not overlaps or max(overlaps) < BOX_OVERLAP:
+            return _SIDES
+        return (seen[int(np.argmax(overlaps))].side,)
+
+    def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[Find | None]:
+        """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
+        finds = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
+        first = [max([next(finds) for _ in looks], key=_score) for looks in candidates]
+        closer = {n: look for n, find in enumerate(first) if (look := _Look.around(find)) is not None}
+        second = dict(zip(closer, self._look(image_rgb, list(closer.values())), strict=True))
+        best = {n: max(first[n], find, key=_score) for n, find in second.items()}
+        return [best[n] if n in best and best[n].score >= self._min_confidence else None for n in range(len(first))]
+
+    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[Find]:
+        """The joints in each crop, all crops at a time; the score is their mean confidence."""
+        if not looks:
+            return []
+        dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
+        size, device = dhpe.image_size, next(dhpe.parameters()).device
+        crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
+        heatmaps = dhpe.pose2d(crops.to(device).permute(0, 3, 1, 2) / 255)[-1].float()
+        joints = joints_from_heatmaps(heatmaps, size, subpixel=True).double().cpu().numpy() * (2 / size) - 1
+        confidence = heatmaps.flatten(2).amax(-1).clamp(0, 1).double().cpu().numpy()
+        if dhpe.spec()["joint0"] == "palm":  # midway between wrist and middle MCP
+            joints[:, 0] = 2 * joints[:, 0] - joints[:, MIDDLE_MCP]
+            confidence[:, 0] = np.minimum(confidence[:, 0], confidence[:, MIDDLE_MCP])
+        return [look.find(*read) for look, *read in zip(looks, joints, confidence, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A square of the image as f_J2D gets to see it: as if it showed a right hand."""
+
+    square: CropBox
+    side: Side
+
+    @classmethod
+    def at(
+        cls,
+        box_px: np.ndarray,  # (4,) left, top, right, bottom
+        side: Side,
+    ) -> _Look:
+        """Where only the box is known."""
+        center, extent = 0.5 * (box_px[:2] + box_px[2:]), float((box_px[2:] - box_px[:2]).max())
+        return cls(CropBox(tuple(center), CROP_MARGIN * extent), side)
+
+    @classmethod
+    def around(cls, find: Find) -> _Look | None:
+        """The paper's crop around joints that are sure; None where too few are."""
+        sure = find.confidence >= SURE
+        if sure.sum() < MIN_JOINTS or np.ptp(find.joints_px[sure], axis=0).max() < MIN_EXTENT_PX:
+            return None
+        # In place of a joint that is not sure, the middle MCP does not change the bounding box.
+        middle = find.joints_px[MIDDLE_MCP] if sure[MIDDLE_MCP] else find.joints_px[sure].mean(axis=0)
+        points = np.where(sure[:, None], find.joints_px, middle)
+        return cls(CropBox.from_points(points), find.side)
+
+    def crop(self, image_rgb: np.ndarray, size: int) -> np.ndarray:
+        """(size, size, 3) uint8."""
+        crop = self.square.crop_image(image_rgb, size, border=BORDER_GREY)
+        return crop[:, ::-1] if self.side == "left" else crop
+
+    def find(
+        self,
+        joints: np.ndarray,  # (21, 2) in the crop frame
+        confidence: np.ndarray,  # (21,)
+    ) -> Find:
+        """What was read in the crop, in the image."""
+        flip = np.array([-1.0 if self.side == "left" else 1.0, 1.0])
+        joints_px = np.asarray(self.square.center_px) + 0.5 * self.square.size_px * flip * joints
+        return Find(joints_px, confidence, self.side, float(confidence.mean()))
+
+
+def _score(find: Find) -> float:
+    return find.score

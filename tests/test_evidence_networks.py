@@ -1,0 +1,244 @@
+"""2D joints from the package's own networks, with stand-ins that take coloured rectangles for hands."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import dhpe_fast
+from dhpe_fast.conventions import BORDER_GREY, MIDDLE_MCP
+from dhpe_fast.evidence import HandEvidence, evidence_source, sources
+from dhpe_fast.evidence.networks import NetworkEvidence
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+"""A right hand and a left one."""
+GRID = np.array([((j % 5) / 4, (j // 5) / 4) for j in range(21)])
+"""Joints of a right hand, spread over its rectangle from border to border; the middle MCP is near its right border."""
+CELLS = 96
+SIGMA = 0.06
+"""Width of a peak, by the crop's side."""
+
+
+def locate(network, image_rgb: np.ndarray, max_hands: int) -> list[SimpleNamespace]:
+    """As ``dhpe_fast.nets.locator.locate``: the rectangles, the larger ones being surer; boxes somewhat off."""
+    hands = []
+    for channel, side in ((0, "right"), (1, "left")):
+        count, _, boxes, _ = cv2.connectedComponentsWithStats((image_rgb[..., channel] > 200).astype(np.uint8))
+        for x, y, width, height, area in boxes[1:count]:
+            box = np.array([x + 0.1 * width, y, x + 1.1 * width, y + height], dtype=float)
+            hands.append(SimpleNamespace(box_px=box, side=side, score=min(1.0, area / 20_000)))
+    return sorted(hands, key=lambda hand: -hand.score)[:max_hands]
+
+
+class RectanglePose(torch.nn.Module):
+    """As DHPE: heat maps whose peaks lie in the rectangle as GRID does; those of a left hand not mirrored are faint."""
+
+    image_size = 128
+
+    def __init__(self, joint0: str = "wrist", peak: float = 0.9) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.joint0, self.peak = joint0, peak
+        self.looks: list[torch.Tensor] = []
+
+    def spec(self) -> dict[str, str]:
+        return {"joint0": self.joint0}
+
+    def pose2d(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert not torch.is_grad_enabled()
+        assert images.shape[1:] == (3, 128, 128)
+        assert 0 <= float(images.min()) <= float(images.max()) <= 1
+        self.looks.append(images)
+        return (torch.full((len(images), 21, CELLS, CELLS), -1.0), torch.stack([self._maps(one) for one in images]))
+
+    def _maps(self, image: torch.Tensor) -> torch.Tensor:  # (3, 128, 128)
+        shown = (image[:2] > 0.78).any(0)
+        if not bool(shown.any()):
+            return torch.full((21, CELLS, CELLS), 0.05)
+        rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
+        low = torch.tensor([float(columns[0]), float(rows[0])]) / 128
+        high = torch.tensor([float(columns[-1] + 1), float(rows[-1] + 1)]) / 128
+        joints = low + torch.from_numpy(GRID).float() * (high - low)
+        if self.joint0 == "palm":
+            joints[0] = 0.5 * (joints[0] + joints[MIDDLE_MCP])
+        # A left hand is green, and f_J2D knows right hands: the picture has to be mirrored, which a mark tells.
+        mark = image[2, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        half = mark.shape[1] // 2
+        as_right = bool(mark[:, :half].mean() > mark[:, half:].mean())
+        ticks = (torch.arange(CELLS) + 0.5) / CELLS
+        along_x, along_y = (torch.exp(-(((ticks - part[:, None]) / SIGMA) ** 2)) for part in joints.unbind(1))
+        return (self.peak if as_right else 0.4 * self.peak) * along_y[:, :, None] * along_x[:, None, :]
+
+
+@pytest.fixture(autouse=True)
+def _rectangle_locator(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", SimpleNamespace(locate=locate))
+
+
+def source(pose: RectanglePose | None = None, **options) -> NetworkEvidence:
+    return NetworkEvidence(locator=torch.nn.Identity(), dhpe=pose or RectanglePose(), **options)
+
+
+def picture(*rectangles, size=(480, 640)) -> np.ndarray:
+    """Rectangles with a blue mark where a right hand has its first joints, mirrored for a left one."""
+    image = np.full((*size, 3), 60, np.uint8)
+    for (left, top, right, bottom), colour in rectangles:
+        image[top:bottom, left:right] = colour
+        middle = (left + right) // 2
+        marked = slice(left, middle) if colour == RED else slice(middle, right)
+        image[top:bottom, marked, 2] = 120
+    return image
+
+
+def joints_in(rectangle, side: str) -> np.ndarray:
+    left, top, right, bottom = rectangle
+    grid = GRID if side == "right" else GRID * (-1, 1) + (1, 0)
+    return (left, top) + grid * (right - left, bottom - top)
+
+
+RIGHT_ONE, LEFT_ONE = (100, 150, 220, 300), (400, 100, 540, 220)
+
+
+def test_each_hand_is_read_in_its_place_and_of_its_side():
+    hands = {hand.side: hand for hand in source()(picture((RIGHT_ONE, RED), (LEFT_ONE, GREEN)))}
+    assert set(hands) == {"right", "left"}
+    for side, rectangle in (("right", RIGHT_ONE), ("left", LEFT_ONE)):
+        # A pixel of the crop is at most 1.8 px of the image; the peaks between cells are found by parabolas.
+        np.testing.assert_allclose(hands[side].joints2d_px, joints_in(rectangle, side), atol=2)
+    # The peaks are between cells.
+    assert (hands["right"].confidence > 0.85).all()
+    assert hands["right"].score == pytest.approx(120 * 150 / 20_000)
+
+
+def test_the_second_look_is_the_papers_crop_around_the_joints():
+    pose = RectanglePose()
+    source(pose)(picture((RIGHT_ONE, RED)))
+    first, second = pose.looks
+    assert first.shape == second.shape == (1, 3, 128, 128)
+    shown = (second[0, 0] > 0.78).nonzero().float()
+    left, top, right, bottom = RIGHT_ONE
+    side_px = 1.5 * max(right - left, bottom - top)
+    mcp = joints_in(RIGHT_ONE, "right")[MIDDLE_MCP]
+    expected = 64 + (np.array([top, left]) - mcp[::-1]) * 128 / side_px
+    np.testing.assert_allclose(shown.amin(0), expected.clip(0), atol=2)  # a part lies beyond the crop
+
+
+def test_beyond_the_image_a_crop_is_grey():
+    pose = RectanglePose()
+    source(pose)(picture(((0, 0, 100, 100), RED)))
+    assert float(pose.looks[0][0, :, 0, 0].max()) == pytest.approx(BORDER_GREY / 255)
+
+
+def test_a_palm_is_turned_into_the_wrist():
+    (hand,) = source(RectanglePose("palm"))(picture((RIGHT_ONE, RED)))
+    np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=4)
+
+
+def test_a_hand_whose_joints_are_unsure_is_not_reported():
+    image = picture((RIGHT_ONE, RED))
+    assert source(RectanglePose(peak=0.2))(image) == []
+    assert len(source(RectanglePose(peak=0.5), min_confidence=0.4)(image)) == 1
+    assert source(RectanglePose(peak=0.5), min_confidence=0.6)(image) == []
+
+
+def test_a_peak_above_one_is_full_confidence():
+    (hand,) = source(RectanglePose(peak=1.5))(picture((RIGHT_ONE, RED)))
+    np.testing.assert_array_equal(hand.confidence, np.ones(21))
+
+
+def test_a_picture_without_hands_gives_an_empty_list():
+    pose = RectanglePose()
+    assert source(pose)(picture()) == []
+    assert pose.looks == [], "no crop is read where no hand was located"
+
+
+def test_the_most_hands_are_a_choice_and_the_surest_come_first():
+    image = picture((RIGHT_ONE, RED), (LEFT_ONE, GREEN), ((20, 400, 60, 440), RED))
+    assert [hand.side for hand in source()(image)] == ["right", "left", "right"]
+    assert [hand.side for hand in source(max_hands=1)(image)] == ["right"]
+
+
+def test_one_hand_located_twice_counts_once(monkeypatch):
+    twice = SimpleNamespace(locate=lambda *given, **options: 2 * locate(*given, **options))
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", twice)
+    assert len(source()(picture((RIGHT_ONE, RED)))) == 1
+
+
+def test_boxes_say_where_to_look_and_give_the_order():
+    image = picture((RIGHT_ONE, RED), (LEFT_ONE, GREEN))
+    boxes = np.array([LEFT_ONE, (20, 400, 60, 460), RIGHT_ONE], dtype=float)
+    first, second = source()(image, boxes)
+    assert (first.side, second.side) == ("left", "right")
+    np.testing.assert_allclose(first.joints2d_px, joints_in(LEFT_ONE, "left"), atol=2)
+    np.testing.assert_allclose(second.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=2)
+    assert first.score == pytest.approx(first.confidence.mean())
+
+
+@pytest.mark.parametrize(("colour", "side", "rectangle"), [(RED, "right", RIGHT_ONE), (GREEN, "left", LEFT_ONE)])
+def test_where_the_locator_sees_no_hand_in_a_box_the_surer_joints_name_the_side(monkeypatch, colour, side, rectangle):
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", SimpleNamespace(locate=lambda *_, **__: []))
+    (hand,) = source()(picture((rectangle, colour)), np.array([rectangle], dtype=float))
+    assert hand.side == side
+    np.testing.assert_allclose(hand.joints2d_px, joints_in(rectangle, side), atol=2)
+
+
+def test_a_box_may_reach_beyond_the_image():
+    box = np.array([[-30.0, -30, 80, 90]])
+    (hand,) = source()(picture(((0, 0, 80, 90), RED)), box)
+    np.testing.assert_allclose(hand.joints2d_px, joints_in((0, 0, 80, 90), "right"), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_hands": 0}, "max_hands"),
+        ({"max_hands": True}, "max_hands"),
+        ({"min_confidence": -0.1}, "min_confidence"),
+        ({"min_confidence": float("nan")}, "min_confidence"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkEvidence(**options)
+
+
+# --- By name ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packaged(monkeypatch) -> RectanglePose:
+    """The stand-ins as the networks of the package."""
+    pose = RectanglePose()
+    monkeypatch.setattr("dhpe_fast.pretrained.locator", lambda device: torch.nn.Identity())
+    monkeypatch.setattr("dhpe_fast.pretrained.dhpe", lambda device: pose)
+    return pose
+
+
+@pytest.fixture
+def no_mediapipe(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    for shared in (sources._best, sources._shared_mediapipe):
+        shared.cache_clear()
+
+
+def test_a_bare_picture_is_fitted_without_mediapipe(packaged, no_mediapipe):
+    """The job as a whole; the rectangle's joints are no hand's, so only its place is looked at."""
+    (hand,) = dhpe_fast.fit(picture((RIGHT_ONE, RED)))
+    assert hand.side == "right"
+    np.testing.assert_allclose(hand.keypoints2d_px, joints_in(RIGHT_ONE, "right"), atol=2)
+    assert dhpe_fast.fit(picture()) == []
+
+
+def test_auto_prefers_mediapipe_and_networks_are_asked_for_by_name(packaged, monkeypatch):
+    other = HandEvidence(joints_in(LEFT_ONE, "left"), np.ones(21), "left")
+    sources._best.cache_clear()
+    monkeypatch.setattr(sources, "_shared_mediapipe", lambda: lambda image, boxes: [other])
+    image = picture((RIGHT_ONE, RED))
+    assert [hand.side for hand in evidence_source("auto")(image)] == ["left"]
+    assert [hand.side for hand in evidence_source("networks")(image)] == ["right"]
+    sources._best.cache_clear()
