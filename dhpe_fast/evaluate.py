@@ -28,7 +28,7 @@ from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.plots import Curve, pck_plot
 from dhpe_fast.published_results import AUC, SEGMENTATION
 from dhpe_fast.refinement import Refiner
-from dhpe_fast.scores import TRUE_DEPTH, Measured, Comparison, distances_mm, scores
+from dhpe_fast.scores import TRUE_DEPTH, Comparison, Measured, distances_mm, scores
 from dhpe_fast.shading import CLAY, shade
 from dhpe_fast.train import LAST, load_model, open_crops
 from dhpe_fast.train.checkpoint import find_checkpoint, load_state
