@@ -20,9 +20,11 @@ from pydantic import ValidationError as _ValidationError
 
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.data import CropAugmentation
+from dhpe_fast.data.lifting import HandSampling
 from dhpe_fast.data.synthetic import SPAN
 from dhpe_fast.losses import CONSTANT_LAMBDA
 from dhpe_fast.nets.dhpe import DHPESpec
+from dhpe_fast.nets.lifter import LifterSpec
 from dhpe_fast.refinement import RefineOptions
 
 
@@ -185,7 +187,35 @@ class StreamConfig(_Section):
     """Steps between measurements on examples that are not trained on; there is one after the last step, too."""
 
 
-NETWORKS: dict[str, type[StreamConfig]] = {}
+class LifterLoss(_Section):
+    """Weights of what is minimised for the hypothesis that is closest, and a little for the others."""
+
+    joints3d: NonNegativeFloat = 1.0
+    """Mean distance of the joints from the root on, decimetres."""
+    joints2d: NonNegativeFloat = 1.0
+    """Mean distance in the image, placed there by least squares, crop units."""
+    pose: NonNegativeFloat = 0.3
+    """Mean absolute difference, radians."""
+    betas: NonNegativeFloat = 0.03
+    """Mean squared difference."""
+    score: NonNegativeFloat = 0.03
+    """Cross entropy of which hypothesis is the closest."""
+    relaxation: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the loss that all the other hypotheses have: none starves."""
+
+
+class LifterConfig(StreamConfig):
+    """One run of the network from 2D joints to hands, :class:`dhpe_fast.nets.lifter.Lifter`."""
+
+    network: Literal["lifter"]
+    data: HandSampling = HandSampling()
+    model: LifterSpec = LifterSpec()
+    loss: LifterLoss = LifterLoss()
+    validation_hands: PositiveInt = 1000
+    """Drawn once, for each level of noise."""
+
+
+NETWORKS: dict[str, type[StreamConfig]] = {"lifter": LifterConfig}
 """What stands beside the key `network` -> the kind of configuration. Without that key it is a TrainConfig."""
 
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from dhpe_fast.config import StreamConfig, TrainConfig
+from dhpe_fast.config import LifterConfig, StreamConfig, TrainConfig
+from dhpe_fast.train.lifter import train_lifter
 from dhpe_fast.train.loop import train_dhpe
 from dhpe_fast.train.run_folder import Resume
 
-TRAINERS: dict[type, Callable[..., Path]] = {TrainConfig: train_dhpe}
+TRAINERS: dict[type, Callable[..., Path]] = {TrainConfig: train_dhpe, LifterConfig: train_lifter}
 """Kind of configuration -> ``trainer(config, run, *, resume, device)``, which returns the folder of the weights."""
 
 
