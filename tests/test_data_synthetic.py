@@ -12,7 +12,9 @@ import torch
 
 from dhpe_fast.data import open_dataset, synthetic
 from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.rendered import PosedHand, place
 from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, read_recipe, write_synthetic
+from dhpe_fast.hand import HandModel
 from dhpe_fast.rotation import quaternion_to_matrix
 
 RIGHT, LEFT = slice(21, 42), slice(0, 21)
@@ -197,3 +199,15 @@ def test_bad_arguments(tmp_path, written):
     with pytest.raises(ValueError, match="no image"):
         write_synthetic(tmp_path / "a", 1, 0, backgrounds=tmp_path)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_hand_that_reaches_for_the_camera_does_not_reach_it():
+    """Of 24,000 scenes one put the nearest finger behind the camera, and all that had been drawn was lost."""
+    model = HandModel.default()
+    pose, betas = torch.zeros(45), torch.zeros(10)
+    quat = torch.tensor((0.5**0.5, 0.0, 0.5**0.5, 0.0))  # fingers (-x) towards the camera (-z) or away from it
+    for sign in (1, -1):
+        hand = PosedHand(pose, betas, quat * torch.tensor((1.0, 1.0, sign, 1.0)))
+        view = place(model, hand, (64, 64), np.random.default_rng(0), pinhole=True, span=0.9)
+        assert view.verts_m[:, 2].min() > 0.079
+        assert view.joints2d_px.isfinite().all()

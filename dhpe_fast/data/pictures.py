@@ -85,11 +85,21 @@ def hand_layer(
     colors: Tensor,  # (778, 3) albedo
     light: Lighting,
     sleeve: Sleeve | None = None,
+    supersample: int | None = None,
 ) -> np.ndarray:
     """The lit hand and its forearm alone: float32 (H, W, 4), sRGB and straight alpha."""
     points_m, faces, colors = _with_forearm(model, verts_m, colors, sleeve)
     points_m, faces, colors = round_off(points_m, faces, colors)
-    return shade(points_m, faces, camera, image_size, material=SKIN, lighting=light, vertex_colors=colors)
+    return shade(
+        points_m,
+        faces,
+        camera,
+        image_size,
+        material=SKIN,
+        lighting=light,
+        vertex_colors=colors,
+        supersample=supersample,
+    )
 
 
 def skin_colors(model: HandModel, rng: np.random.Generator) -> Tensor:

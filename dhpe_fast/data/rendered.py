@@ -21,6 +21,8 @@ BETA_LIMIT = 2.0
 """Shapes are drawn from a normal distribution cut off at this many standard deviations."""
 SPAN = (0.45, 0.75)
 """Longer side of the hand's bounding box, by the shorter side of the image."""
+NEAREST_M = 0.08
+"""No vertex is closer to a pinhole camera, and a hand that would be is further away and smaller."""
 FOCAL = (0.9, 1.6)
 """Focal length of pinhole cameras, by the longer side of the image."""
 
@@ -197,7 +199,8 @@ def _pinhole_view(
     focal_px = focal * max(image_size)
     camera = Pinhole(focal_px, focal_px, width / 2, height / 2)
     extent_m = float((verts_m.max(0).values - verts_m.min(0).values)[:2].max())
-    depth_m = focal_px * extent_m / span_px
+    # A hand that reaches for the camera must not reach it.
+    depth_m = max(focal_px * extent_m / span_px, NEAREST_M - float(verts_m[:, 2].min()))
     offset_m = verts_m.new_tensor((0, 0, depth_m))
     # Moving the hand across the image changes its outline a little, so the place is found in a few steps.
     for _ in range(8):

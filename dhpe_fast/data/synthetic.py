@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,6 +56,7 @@ SHADOWED = 0.35
 
 SPAN = (0.35, 0.8)
 """Longer side of the hand's bounding box, by the side of the picture."""
+_SUPERSAMPLE = 2
 _PERSON_ID, _FINGERS = 1, 5
 _HIDDEN_BY_M = 0.025
 """A joint is visible unless a surface lies this much nearer to the camera; joints lie inside of the hand."""
@@ -345,11 +346,12 @@ def _picture(
     photographs = backgrounds if rng.random() < PHOTOGRAPHED else ()
     picture, person = random_background(size, rng, photographs), np.zeros(size, bool)
     light = random_light(rng)
-    light = type(light)(**{**vars(light), "shadows": bool(rng.random() < SHADOWED)})
+    shadows = bool(rng.random() < SHADOWED)
+    light = replace(light, shadows=shadows, per_vertex=not shadows)
     colors = skin_colors(hands[0].model, rng)  # both hands are of one person
     sleeve = Sleeve.random(rng) if rng.random() < SLEEVE else None
     for hand in sorted(hands, key=lambda hand: -float(hand.joints_m[:, 2].mean())):
-        layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light, sleeve)
+        layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light, sleeve, _SUPERSAMPLE)
         picture = lay_over(picture, layer, shadow=rng.uniform(0, 0.5))
         person |= layer[..., 3] > 0.5
     picture = lay_over(picture, occluder)
