@@ -21,6 +21,7 @@ from small_run import BATCHES, losses, small_batch, small_run_changes
 from dhpe_fast.config import ConfigError, Synthesis, load_config
 from dhpe_fast.train import LAST, CheckpointError, checkpoint, load_model, loop, read_log, train
 from dhpe_fast.train.log import RunLog
+from dhpe_fast.train.run_facts import read_facts
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,13 @@ def test_a_run_leaves_what_it_promises(config, finished):
     validation = read_log(finished, "validation")
     assert [line["instances"] for line in validation] == [0, 8, 8]
     assert {"epe_mm", "joints2d_px", "iou", "below_tau"} < set(validation[0])
+    facts = read_facts(finished)
+    assert (facts["network"], facts["steps"]) == ("dhpe", len(lines))
+    assert facts["seconds"] == pytest.approx(sum(line["seconds"] for line in validation), abs=0.1)
+    assert facts["device"].startswith("cpu")
+    assert facts["weights"] > 10_000_000, "ResNet-18 alone has 11 million"
+    assert facts["scores"]["epe_mm"] == validation[-1]["epe_mm"]
+    assert "seconds" not in facts["scores"]
 
 
 def test_the_weights_load_into_a_network_that_sees_the_same(config, finished):

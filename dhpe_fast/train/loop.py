@@ -38,8 +38,9 @@ from dhpe_fast.train.checkpoint import (
 )
 from dhpe_fast.train.distributed import World, world
 from dhpe_fast.train.errors import TrainingDivergedError
-from dhpe_fast.train.log import RunLog
+from dhpe_fast.train.log import RunLog, read_log
 from dhpe_fast.train.objective import Objective, TrainingObjective
+from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, check_shared, claim_folder, make_folder
 from dhpe_fast.train.validation import picture_grid, validate
 
@@ -53,7 +54,8 @@ def train_dhpe(
 ) -> Path:
     """Trains the paper's networks.
 
-    The folder `run` receives ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/{last,best}``.
+    The folder `run` receives ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/{last,best}``, and
+    at the end ``run.json``: steps, wall time, device, version of torch, number of weights, last scores.
     Started by ``torchrun``, all processes share the work: the batch size is that of all together, and the result is
     that of one process up to rounding. Several machines need `run`, and the data which a run draws itself, on a disk
     that they share.
@@ -93,6 +95,7 @@ def train_dhpe(
         if resume:
             trainer.resume()
         trainer.run_epochs()
+        trainer.conclude()
     return run / "checkpoints" / BEST
 
 
@@ -198,6 +201,15 @@ class Trainer:
         finally:
             if self.log is not None:
                 self.log.close()
+
+    def conclude(self) -> None:
+        """Writes ``run.json``, of the epochs and their seconds in the log."""
+        if self.processes.is_first:
+            epochs = read_log(self.run, "validation")
+            scores = {name: value for name, value in epochs[-1].items() if isinstance(value, float)}
+            scores.pop("seconds")
+            facts = {"steps": self.progress.step, "seconds": round(sum(epoch["seconds"] for epoch in epochs), 3)}
+            write_facts(self.run, self.model, self.processes.device, scores, network="dhpe", **facts)
 
     def _train_epoch(self, epoch: int) -> None:
         self.started = time.perf_counter() - self.progress.seconds

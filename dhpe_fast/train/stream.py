@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.config import ConfigError, StreamConfig
 from dhpe_fast.train.checkpoint import (
     LAST,
@@ -28,6 +26,7 @@ from dhpe_fast.train.checkpoint import (
 from dhpe_fast.train.distributed import World, check_device
 from dhpe_fast.train.errors import TrainingDivergedError
 from dhpe_fast.train.log import RunLog
+from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, claim_folder, make_folder
 
 Objective = Callable[[nn.Module, Any], Mapping[str, Tensor]]
@@ -171,7 +170,8 @@ class StreamTrainer:
                         self._save()
                     if last:
                         break
-            self._conclude()
+            facts = {"steps": progress.step, "seconds": round(progress.seconds, 3)}
+            write_facts(self.run, self.network, self.device, self.scores, network=config.network, **facts)
         finally:
             shown.close()
             log.close()
@@ -235,16 +235,3 @@ class StreamTrainer:
             "random": torch.get_rng_state(),
         }
         save_checkpoint(self.run, LAST, self.network, state)
-
-    def _conclude(self) -> None:
-        cuda = self.device.type == "cuda"
-        facts = {
-            "network": self.config.network,
-            "steps": self.progress.step,
-            "seconds": round(self.progress.seconds, 1),
-            "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} threads",
-            "torch": torch.__version__,
-            "weights": sum(p.numel() for p in self.network.parameters()),
-            "scores": {name: value if math.isfinite(value) else None for name, value in self.scores.items()},
-        }
-        write_whole(self.run / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
