@@ -1,4 +1,5 @@
-"""The command line ``dhpe-fast``: fit, demo and doctor for hands; data, synth, train, eval and progress for networks.
+"""The command line ``dhpe-fast``: fit, demo and doctor for hands, and commands to make networks: data, synth, train,
+eval, progress and export.
 
 Everything heavy is imported inside the commands, so that ``--help`` is quick.
 """
@@ -283,6 +284,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Which network: dhpe, lifter or locator.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of weights; made if missing.")],
+    checkpoint: Annotated[str, typer.Option(help="last, or best on the validation sets.")] = "last",
+    accuracy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, what was measured of these weights; repeat it for several. Without it, the run's own "
+            "last scores."
+        ),
+    ] = None,
+) -> None:
+    """Write the weights of a run in half precision, and where they come from: NAME.pt and manifest.json."""
+    with _one_line_errors():
+        from dhpe_fast.train.export import export_run
+
+        measured = None if accuracy is None else _options(accuracy, "--accuracy")
+        file = export_run(run, name, output, checkpoint=checkpoint, accuracy=measured)
+    typer.echo(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
 def progress(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path("progress.png"),
@@ -367,7 +391,7 @@ def _named(runs: list[Path]) -> dict[str, Path]:
     return {str(run) if names.count(name) > 1 else name: run for name, run in zip(names, runs, strict=True)}
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def _options(pairs: list[str], name_of_option: str = "--option") -> dict[str, Any]:
     """NAME=VALUE with values as in JSON, or else as text."""
     import json
 
@@ -375,7 +399,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise ValueError(f"--option: expected NAME=VALUE, got {pair!r}")
+            raise ValueError(f"{name_of_option}: expected NAME=VALUE, got {pair!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -3,7 +3,8 @@
 ``dhpe_fast/weights`` holds a file for each network, and ``manifest.json``, which has their checksums and says how they
 were made. ``import dhpe_fast`` opens none of them. A file is what ``torch.save`` makes of ``{"spec": ..., "state":
 ...}``: the options by which the network is built, and its tensors, matrices and kernels in half precision. Networks
-compute in float32.
+compute in float32. ``dhpe-fast export`` makes such files of training runs; of a folder of your own,
+``WeightsFolder(folder).network("dhpe")`` reads them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +33,14 @@ NAMES = ("dhpe", "lifter", "locator")
 HALF_ROUNDING = 2.0**-11
 """Relative error of a number in half precision that neither overflows nor underflows."""
 
+SHOWN_FIGURES = 3
+"""Of the accuracy in the manifest, in a description."""
+
 _REMEDY = "the installation is incomplete or damaged, run `pip install --force-reinstall dhpe-fast`"
 
 
 class WeightsError(ImportError):
     """Weights of the package are missing or damaged; the message names the file and says what to do."""
-
-
-class Shipped(Protocol):
-    """What a network has so that it can ship: ``spec()`` and its inverse, beside ``state_dict``."""
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> nn.Module:
-        """The network of these options, with random weights."""
-
-    def spec(self) -> dict[str, Any]:
-        """Its options, plain numbers and strings."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Its weights."""
 
 
 def dhpe(device: torch.device | str = "cpu") -> DHPE:
@@ -119,15 +109,17 @@ class WeightsFolder:
         """The network on the device; see :func:`dhpe`.
 
         Raises:
-            WeightsError: if its file, or the manifest, is missing or damaged.
+            WeightsError: if its file, or the manifest, is missing or damaged. ValueError: if the name is unknown.
         """
+        if name not in NAMES:
+            raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
         place = torch.device(device)
         with self._lock:  # who comes while it is read waits for it
             if (name, place) not in self._made:
                 data = self._checked_bytes(name)
                 # Whatever the caller has set, now or later: the network serves all.
                 with plain_torch(), torch.random.fork_rng(devices=[]):
-                    network = _built(_class_of(name), data, self.folder / f"{name}.pt")
+                    network = _built(name, data, self.folder / f"{name}.pt")
                     self._made[name, place] = network.to(place)
             return self._made[name, place]
 
@@ -160,8 +152,8 @@ class WeightsFolder:
             except WeightsError as error:
                 lines.append(Description(name, str(error), ok=False))
                 continue
-            accuracy = self.manifest()[f"{name}.pt"].get("accuracy") or {}
-            figures = "".join(f"; {what}: {_figure(value)}" for what, value in accuracy.items())
+            accuracy = list((self.manifest()[f"{name}.pt"].get("accuracy") or {}).items())
+            figures = "".join(f"; {what}: {_figure(value)}" for what, value in accuracy[:SHOWN_FIGURES])
             lines.append(Description(name, f"{size / 1e6:.1f} MB{figures}", ok=True))
         return lines
 
@@ -187,8 +179,29 @@ shipped = WeightsFolder(Path(__file__).parent / "weights")
 """The networks of this installation."""
 
 
-def packed(network: Shipped) -> bytes:
-    """The file of a network: its spec and its tensors.
+def blank(name: str, spec: Mapping[str, Any]) -> nn.Module:
+    """A network of this name and these options, with random weights.
+
+    Raises:
+        ValueError: if the name is none of ``NAMES``. TypeError, ValueError: if the options are not the network's.
+    """
+    if name == "dhpe":
+        from dhpe_fast.nets.dhpe import DHPE
+
+        return DHPE.from_spec(spec)
+    if name == "lifter":
+        from dhpe_fast.nets.lifter import Lifter, LifterSpec
+
+        return Lifter(LifterSpec(**spec))
+    if name == "locator":
+        from dhpe_fast.nets.locator import Locator
+
+        return Locator.from_spec(spec)
+    raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
+
+
+def packed(network: nn.Module, spec: Mapping[str, Any]) -> bytes:
+    """The file of a network: its options, plain numbers and strings, and its tensors.
 
     Matrices and kernels go in half precision unless that would cost a tensor more than its rounding, by overflow or as
     all of it is tiny. Vectors stay float32: they are a hundredth of the bytes, and among them are the variances of
@@ -196,15 +209,19 @@ def packed(network: Shipped) -> bytes:
     """
     state = {key: _halved(value.detach().cpu().contiguous()) for key, value in network.state_dict().items()}
     stream = io.BytesIO()
-    torch.save({"spec": network.spec(), "state": state}, stream)
+    torch.save({"spec": dict(spec), "state": state}, stream)
     return stream.getvalue()
 
 
-def unpacked(cls: type[Shipped], data: bytes) -> nn.Module:
+def unpacked(build: Callable[[Mapping[str, Any]], nn.Module], data: bytes) -> nn.Module:
     """The network of a file, float32, on the CPU, in evaluation mode and without gradients.
 
+    Args:
+        build: makes the network of a spec.
+        data: what ``packed`` gave.
+
     Raises:
-        ValueError: if the data are no network of this class.
+        ValueError: if the data are no such network.
     """
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -213,9 +230,9 @@ def unpacked(cls: type[Shipped], data: bytes) -> nn.Module:
     if not isinstance(content, dict) or not isinstance(content.get("spec"), dict) or "state" not in content:
         raise ValueError("holds no network")
     try:
-        network = cls.from_spec(content["spec"]).float()
+        network = build(content["spec"]).float()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"is of another version, {cls.__name__} does not take its spec ({error})") from None
+        raise ValueError(f"is of another version, its spec is not taken ({error})") from None
     expected, state = network.state_dict(), content["state"]
     differing = sorted(expected.keys() ^ state.keys()) + sorted(
         key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
@@ -234,27 +251,11 @@ def _halved(tensor: Tensor) -> Tensor:
     return half if bool(worst <= HALF_ROUNDING * tensor.abs().max()) else tensor
 
 
-def _built(cls: type[Shipped], data: bytes, file: Path) -> nn.Module:
+def _built(name: str, data: bytes, file: Path) -> nn.Module:
     try:
-        return unpacked(cls, data)
+        return unpacked(lambda spec: blank(name, spec), data)
     except ValueError as error:
         raise WeightsError(f"{file}: {error}; {_REMEDY}") from None
-
-
-def _class_of(name: str) -> type[Shipped]:
-    if name == "dhpe":
-        from dhpe_fast.nets.dhpe import DHPE
-
-        return DHPE
-    if name == "lifter":
-        from dhpe_fast.nets.lifter import Lifter
-
-        return Lifter
-    if name == "locator":
-        from dhpe_fast.nets.locator import Locator
-
-        return Locator
-    raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
 
 
 def _figure(value: Any) -> str:

@@ -25,7 +25,7 @@ SIGMA = 0.06
 
 
 def locate(network, image_rgb: np.ndarray, max_hands: int) -> list[SimpleNamespace]:
-    """As ``dhpe_fast.nets.locator.locate``: the rectangles, the larger ones being surer; boxes somewhat off."""
+    """As ``dhpe_fast.nets.locate.locate``: the rectangles, the larger ones being surer; boxes somewhat off."""
     hands = []
     for channel, side in ((0, "right"), (1, "left")):
         count, _, boxes, _ = cv2.connectedComponentsWithStats((image_rgb[..., channel] > 200).astype(np.uint8))
@@ -77,7 +77,7 @@ class RectanglePose(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _rectangle_locator(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", SimpleNamespace(locate=locate))
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", SimpleNamespace(locate=locate))
 
 
 def source(pose: RectanglePose | None = None, **options) -> NetworkEvidence:
@@ -165,7 +165,7 @@ def test_the_most_hands_are_a_choice_and_the_surest_come_first():
 
 def test_one_hand_located_twice_counts_once(monkeypatch):
     twice = SimpleNamespace(locate=lambda *given, **options: 2 * locate(*given, **options))
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", twice)
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", twice)
     assert len(source()(picture((RIGHT_ONE, RED)))) == 1
 
 
@@ -181,7 +181,7 @@ def test_boxes_say_where_to_look_and_give_the_order():
 
 @pytest.mark.parametrize(("colour", "side", "rectangle"), [(RED, "right", RIGHT_ONE), (GREEN, "left", LEFT_ONE)])
 def test_where_the_locator_sees_no_hand_in_a_box_the_surer_joints_name_the_side(monkeypatch, colour, side, rectangle):
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locator", SimpleNamespace(locate=lambda *_, **__: []))
+    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", SimpleNamespace(locate=lambda *_, **__: []))
     (hand,) = source()(picture((rectangle, colour)), np.array([rectangle], dtype=float))
     assert hand.side == side
     np.testing.assert_allclose(hand.joints2d_px, joints_in(rectangle, side), atol=2)

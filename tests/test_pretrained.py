@@ -35,7 +35,7 @@ def network() -> DHPE:
 
 @pytest.fixture(scope="module")
 def data(network) -> bytes:
-    return packed(network)
+    return packed(network, network.spec())
 
 
 def write(folder: Path, data: bytes, name: str = "dhpe", **facts) -> WeightsFolder:
@@ -52,7 +52,7 @@ def write(folder: Path, data: bytes, name: str = "dhpe", **facts) -> WeightsFold
 def test_half_precision_halves_the_file_and_hardly_moves_the_output(network, data):
     n_bytes = sum(4 * tensor.numel() for tensor in network.state_dict().values())
     assert len(data) < 0.51 * n_bytes
-    again, images = unpacked(DHPE, data), torch.rand(2, 3, 32, 32)
+    again, images = unpacked(DHPE.from_spec, data), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         evidence = network.estimate_evidence(images)
         # Of the same evidence: a rounding may turn which of two equal cells is the largest.
@@ -65,20 +65,13 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_output(network, dat
 
 
 def test_a_network_read_is_float32_frozen_and_in_evaluation_mode(data):
-    network = unpacked(DHPE, data)
+    network = unpacked(DHPE.from_spec, data)
     assert not network.training
     assert all(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in network.parameters())
 
 
-class Linear(torch.nn.Linear):
-    """The least that can be packed."""
-
-    @classmethod
-    def from_spec(cls, spec):
-        return cls(**spec)
-
-    def spec(self):
-        return {"in_features": self.in_features, "out_features": self.out_features}
+def linear(spec) -> torch.nn.Linear:
+    return torch.nn.Linear(**spec)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +79,16 @@ class Linear(torch.nn.Linear):
     [(1.0, torch.float16), (1e-3, torch.float16), (1e6, torch.float32), (1e-7, torch.float32), (0.0, torch.float16)],
 )
 def test_matrices_that_half_precision_cannot_hold_stay_float32(scale, kept):
-    layer = Linear(8, 8).requires_grad_(False)
+    spec = {"in_features": 8, "out_features": 8}
+    layer = linear(spec).requires_grad_(False)
     layer.weight.data.mul_(scale)
     layer.bias.data.fill_(1e-9)
-    again = unpacked(Linear, packed(layer))
+    data = packed(layer, spec)
+    again = unpacked(linear, data)
     error = (again.weight - layer.weight).abs().max()
     assert float(error) <= 2**-11 * float(layer.weight.abs().max())
     torch.testing.assert_close(again.bias, layer.bias, rtol=0, atol=0)
-    content = torch.load(io.BytesIO(packed(layer)), weights_only=True)
+    content = torch.load(io.BytesIO(data), weights_only=True)
     assert content["state"]["weight"].dtype == kept
 
 
@@ -101,7 +96,7 @@ def test_matrices_that_half_precision_cannot_hold_stay_float32(scale, kept):
     ("content", "message"),
     [
         ([1, 2], "holds no network"),
-        ({"spec": {"out_features": 3}, "state": {}}, "is of another version, Linear does not take its spec"),
+        ({"spec": {"out_features": 3}, "state": {}}, "is of another version, its spec is not taken"),
         ({"spec": {"in_features": 2, "out_features": 3}, "state": {"bias": torch.zeros(3)}}, r"first \['weight'\]"),
         (
             {
@@ -116,7 +111,7 @@ def test_what_is_no_network_of_this_version_is_refused(content, message):
     stream = io.BytesIO()
     torch.save(content, stream)
     with pytest.raises(ValueError, match=message):
-        unpacked(Linear, stream.getvalue())
+        unpacked(linear, stream.getvalue())
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
@@ -187,16 +182,19 @@ def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path, data, text, messa
 
 
 def test_weights_of_another_version_are_named_although_their_checksum_is_right(tmp_path):
-    folder = write(tmp_path, packed(Linear(2, 3)))
-    with pytest.raises(WeightsError, match=rf"dhpe\.pt: is of another version, DHPE does not take.*{REINSTALL}"):
+    folder = write(tmp_path, packed(torch.nn.Linear(2, 3), {"in_features": 2}))
+    with pytest.raises(
+        WeightsError,
+        match=rf"dhpe\.pt: is of another version, its spec is not taken \(DHPE: unknown option.*{REINSTALL}",
+    ):
         folder.network("dhpe")
 
 
 def test_a_folder_describes_its_networks(tmp_path, data):
-    folder = write(tmp_path, data, accuracy={"2D error, % of the box": 4.126})
+    folder = write(tmp_path, data, accuracy={"2D error, % of the box": 4.126, "hands": 200, "b": 1, "c": 1})
     lines = {line.name: line for line in folder.describe()}
     assert lines["dhpe"].ok
-    assert lines["dhpe"].text == f"{len(data) / 1e6:.1f} MB; 2D error, % of the box: 4.13"
+    assert lines["dhpe"].text == f"{len(data) / 1e6:.1f} MB; 2D error, % of the box: 4.13; hands: 200; b: 1"
     assert not lines["lifter"].ok
     assert "manifest.json has no checksum of it" in lines["lifter"].text
     assert (folder.has("dhpe"), folder.has("lifter")) == (True, False)

@@ -24,7 +24,8 @@ from dhpe_fast.nets.heatmaps import joints_from_heatmaps
 
 if TYPE_CHECKING:
     from dhpe_fast.nets import DHPE
-    from dhpe_fast.nets.locator import LocatedHand, Locator
+    from dhpe_fast.nets.locate import LocatedHand
+    from dhpe_fast.nets.locator import Locator
 
 SURE = 0.3
 """From this confidence on a joint counts as seen where the second crop is laid around the joints."""
@@ -90,7 +91,7 @@ class NetworkEvidence:
             return [find.evidence() for find in self._read(image_rgb, looks) if find is not None]
 
     def _locate(self, image_rgb: np.ndarray) -> list[LocatedHand]:
-        from dhpe_fast.nets.locator import locate
+        from dhpe_fast.nets.locate import locate
 
         locator = pretrained.locator(self._device) if self._locator is None else self._locator
         return locate(locator, image_rgb, max_hands=self._max_hands)
