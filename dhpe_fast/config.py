@@ -200,6 +200,8 @@ class LifterLoss(_Section):
     """Mean squared difference."""
     score: NonNegativeFloat = 0.03
     """Cross entropy of which hypothesis is the closest."""
+    noise: NonNegativeFloat = 0.05
+    """Mean absolute difference of the logarithms."""
     relaxation: float = Field(default=0.05, ge=0.0, lt=1.0)
     """Share of the loss that all the other hypotheses have: none starves."""
 

@@ -53,6 +53,7 @@ def test_a_turned_moved_and_scaled_image_gives_the_turned_hand(lifter):
     torch.testing.assert_close(there.betas, here.betas)
     torch.testing.assert_close(there.log_probability, here.log_probability)
     torch.testing.assert_close(there.rotation, turn @ here.rotation)
+    torch.testing.assert_close(there.noise, 3.0 * here.noise)
 
 
 def test_missing_joints_do_not_count_whatever_they_are(lifter):
@@ -129,6 +130,13 @@ def test_bad_options_are_named(options):
         LifterSpec(**options)
 
 
+def test_its_spec_makes_it_again(model):
+    first = Lifter(SPEC, model)
+    second = Lifter.from_spec(first.spec())
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second(some_joints().float()).pose, first(some_joints().float()).pose, rtol=0, atol=0)
+
+
 # --- The examples ---------------------------------------------------------------------------------------------
 
 
@@ -164,6 +172,7 @@ def test_disturbances_are_as_large_and_as_many_as_they_say(model):
     # Standard deviation 2 * 0.05 * u^2 crop units with u uniform: mean square 0.01 / 5. The crop grows a little.
     found = float((batch.joints - batch.exact_joints).square().mean())
     assert found == pytest.approx(0.002, rel=0.15)
+    assert float(batch.noise.square().mean()) == pytest.approx(found, rel=0.1)
     missing = HandSampler(model, HandSampling(missing=0.5)).batch(n, np.random.default_rng(0))
     lost = 21 - missing.confidence.sum(1)
     assert float((lost > 0).float().mean()) == pytest.approx(0.48, abs=0.05)

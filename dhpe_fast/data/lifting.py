@@ -66,6 +66,8 @@ class LiftingBatch:
     """(B, 45) axis-angle"""
     betas: Tensor
     """(B, 10)"""
+    noise: Tensor
+    """(B,) standard deviation of the disturbed joints, crop units; outliers apart"""
 
     def __len__(self) -> int:
         return len(self.joints)
@@ -94,11 +96,12 @@ class HandSampler:
         joints_m = self.model.joints_m(pose, betas) @ rotation.transpose(1, 2)
         joints_m = joints_m - joints_m[:, MIDDLE_MCP : MIDDLE_MCP + 1]
         exact = in_unit_crop(self._seen(joints_m.double().numpy(), rng))
-        joints, seen = self._disturbed(exact, rng)
+        joints, seen, sigma = self._disturbed(exact, rng)
         low, high = (f(np.where(seen[..., None], joints, fill), axis=1) for f, fill in _EXTENT)
         center, half = 0.5 * (low + high)[:, None], 0.5 * CROP_MARGIN * (high - low).max(1)[:, None, None]
-        arrays = (np.where(seen[..., None], (joints - center) / half, 0.0), seen, (exact - center) / half)
-        return LiftingBatch(*(torch.from_numpy(array).float() for array in arrays), joints_m, pose, betas)
+        image = (np.where(seen[..., None], (joints - center) / half, 0.0), seen, (exact - center) / half)
+        noise = torch.from_numpy(sigma / half[:, 0, 0]).float()
+        return LiftingBatch(*(torch.from_numpy(array).float() for array in image), joints_m, pose, betas, noise)
 
     def _poses(self, n: int, rng: np.random.Generator) -> np.ndarray:  # (n, 45)
         poses = sample_poses(self._axes, n, rng)
@@ -113,19 +116,20 @@ class HandSampler:
         # The nearest joint stays in front of the camera by a tenth of its distance at least.
         return joints_m[..., :2] / np.maximum(1 + joints_m[..., 2] * near / size_m, 0.1)[..., None]
 
-    def _disturbed(self, exact: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Joints (n, 21, 2) with errors, and which of them are seen (n, 21); units of a crop from -1 to 1."""
+    def _disturbed(self, exact: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Joints (n, 21, 2) with errors, which of them are seen (n, 21), standard deviations (n,); crop units."""
         options, n = self.sampling, len(exact)
         sigma = 2 * options.noise * rng.random((n, 1, 1)) ** 2
-        by_finger = rng.normal(size=(n, 6, 2))[:, FINGER_OF_JOINT] * (rng.random((n, 1, 1)) < options.finger_noise)
-        joints = exact + sigma * (rng.normal(size=exact.shape) + by_finger)
+        by_finger = rng.random((n, 1, 1)) < options.finger_noise
+        of_finger = rng.normal(size=(n, 6, 2))[:, FINGER_OF_JOINT]
+        joints = exact + sigma * (rng.normal(size=exact.shape) + by_finger * of_finger)
         wrong = (rng.random((n, 1)) < options.outliers) & (rng.random((n, N_JOINTS_STD)) < 1.5 / N_JOINTS_STD)
         joints = np.where(wrong[..., None], rng.uniform(-1.3, 1.3, exact.shape), joints)
         lost = rng.random((n, N_JOINTS_STD)) < 0.5 * rng.random((n, 1))
         finger = rng.integers(1, 6, (n, 1)) == FINGER_OF_JOINT
         lost = np.where(rng.random((n, 1)) < 0.3, finger, lost) & (rng.random((n, 1)) < options.missing)
         too_many = lost.sum(1, keepdims=True) > N_JOINTS_STD - MIN_SEEN
-        return joints, ~lost | too_many
+        return joints, ~lost | too_many, (sigma * np.sqrt(1.0 + by_finger))[:, 0, 0]
 
 
 _EXTENT = ((np.min, np.inf), (np.max, -np.inf))

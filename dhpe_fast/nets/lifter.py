@@ -13,7 +13,10 @@ Scale and translation follow from the answer and the joints by least squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,10 @@ from dhpe_fast.hand import HandModel
 from dhpe_fast.rotation import matrix_to_quaternion, rotation_6d_to_matrix
 
 N_ROTATION_6D = 6
+N_ANSWER = N_POSE + N_SHAPE + N_ROTATION_6D + 1
+"""Numbers of a hypothesis; the last one is its score."""
+START_NOISE = 0.05
+"""What an untrained network takes for the noise, of the joints' spread."""
 MIN_JOINTS = 4
 """Fewer joints than these are no hand."""
 EPS = 1e-8
@@ -58,10 +65,12 @@ class LiftedHands:
     """(B, K, 3, 3) model axes to camera axes"""
     log_probability: Tensor
     """(B, K) that the hypothesis is the closest one"""
+    noise: Tensor
+    """(B,) standard deviation of the joints' errors, unit of the joints"""
 
 
 class Lifter(nn.Module):
-    """2D joints of a right hand to hypotheses of its pose, shape and orientation.
+    """2D joints of a right hand to hypotheses of its pose, shape and orientation, and how exact the joints are.
 
     The joints may be given in any image frame with x to the right and y down, in any unit: moved or scaled joints give
     the same hands, joints turned in the image the turned ones. Of confidences only zero or not counts, as every source
@@ -70,38 +79,48 @@ class Lifter(nn.Module):
     The mirror image of a left hand is a right hand: mirror its joints before, and the hands after (``hand.mirror``).
 
     Attributes:
-        spec: its options.
+        options: its LifterSpec.
     """
 
     mean_pose: Tensor
     along: Tensor
 
-    def __init__(self, spec: LifterSpec | None = None, hand: HandModel | None = None) -> None:
+    def __init__(self, options: LifterSpec | None = None, hand: HandModel | None = None) -> None:
         """Random weights.
 
         Args:
-            spec: the options.
+            options: its size.
             hand: whose mean pose and long axis the network starts from; both are saved with the weights. None is for
                 a network that weights are loaded into.
         """
         super().__init__()
-        self.spec = LifterSpec() if spec is None else spec
-        width, k = self.spec.width, self.spec.hypotheses
+        self.options = LifterSpec() if options is None else options
+        width, k = self.options.width, self.options.hypotheses
         self.first = nn.Linear(3 * N_JOINTS_STD, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(self.spec.blocks))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, k * (N_POSE + N_SHAPE + N_ROTATION_6D + 1)))
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(self.options.blocks))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, k * N_ANSWER + 1))
         self.register_buffer("mean_pose", torch.zeros(N_POSE))
         self.register_buffer("along", torch.linspace(-1, 1, N_JOINTS_STD))
         with torch.no_grad():
             self.last[1].weight.mul_(0.1)
             # Hypotheses that begin alike would all be the winner or the loser: they begin as different views.
-            start = self.last[1].bias.zero_().view(k, -1)
+            self.last[1].bias.zero_()[-1] = math.log(START_NOISE)
+            start = self.last[1].bias[:-1].view(k, N_ANSWER)
             start[:, N_POSE + N_SHAPE : -1] = torch.randn(k, N_ROTATION_6D)
         if hand is not None:
             joints_m = hand.joints_m(hand.hands_mean[None])[0].detach()
             axis = torch.nn.functional.normalize(joints_m[MIDDLE_MCP] - joints_m[0], dim=0)
             self.mean_pose.copy_(hand.hands_mean)
             self.along.copy_((joints_m @ axis) / 0.1)
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Lifter:
+        """The network of these options, with random weights; raises TypeError or ValueError for others."""
+        return cls(LifterSpec(**spec))
+
+    def spec(self) -> dict[str, Any]:
+        """Its options."""
+        return asdict(self.options)
 
     def forward(
         self,
@@ -111,26 +130,28 @@ class Lifter(nn.Module):
         """The hypotheses; raises TypeError or ValueError for other shapes or types."""
         _check(joints, confidence)
         seen = torch.ones_like(joints[..., 0]) if confidence is None else (confidence > 0).to(joints.dtype)
-        upright, turn = self._upright(torch.where(seen[..., None] > 0, joints, 0.0), seen)
+        upright, turn, spread = self._upright(torch.where(seen[..., None] > 0, joints, 0.0), seen)
         # What the blocks add up stays in full precision under autocast.
         x = self.first(torch.cat([upright.flatten(1), seen], dim=1)).to(joints.dtype)
         for block in self.blocks:
             x = block(x)
-        answer = self.last(x).to(joints.dtype).unflatten(1, (self.spec.hypotheses, -1))
-        pose, betas, rotation, score = answer.split([N_POSE, N_SHAPE, N_ROTATION_6D, 1], dim=2)
+        answer = self.last(x).to(joints.dtype)
+        hands = answer[:, :-1].unflatten(1, (self.options.hypotheses, N_ANSWER))
+        pose, betas, rotation, score = hands.split([N_POSE, N_SHAPE, N_ROTATION_6D, 1], dim=2)
         return LiftedHands(
             pose=self.mean_pose + pose,
             betas=betas,
             rotation=_turned(rotation_6d_to_matrix(rotation), turn),
             log_probability=score[..., 0].log_softmax(1),
+            noise=answer[:, -1].exp() * spread,
         )
 
     def _upright(
         self,
         joints: Tensor,  # (B, 21, 2)
         seen: Tensor,  # (B, 21)
-    ) -> tuple[Tensor, Tensor]:
-        """Joints about their mean, of unit spread, the long axis along x; and the turn (B, 2) that was taken out."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Joints about their mean, of unit spread, the long axis along x; turn (B, 2) and spread (B,) before."""
         weight = (seen / seen.sum(1, keepdim=True).clamp_min(1))[..., None]
         offset = (joints - (weight * joints).sum(1, keepdim=True)) * seen[..., None]
         spread = (weight * offset.square()).sum((1, 2)).sqrt()
@@ -141,7 +162,7 @@ class Lifter(nn.Module):
         turn = torch.where(length > EPS, axis / length.clamp_min(EPS), axis.new_tensor((1.0, 0.0)))
         cos, sin = turn[:, None, 0], turn[:, None, 1]
         x, y = offset[..., 0], offset[..., 1]
-        return torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1), turn
+        return torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1), turn, spread
 
 
 def placed(

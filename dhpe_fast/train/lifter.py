@@ -25,6 +25,8 @@ from dhpe_fast.train.stream import Task, train_stream
 
 NOISE_LEVELS = (0.0, 0.02, 0.04)
 """Standard deviations of the joints that are measured, by the side of the crop."""
+LEAST_NOISE = 0.004
+"""Below this, crop units, noise is as good as none."""
 ROOT = slice(MIDDLE_MCP, MIDDLE_MCP + 1)
 
 
@@ -74,13 +76,16 @@ def lifting_loss(model: HandModel, lifted: LiftedHands, batch: LiftingBatch, los
     share = torch.full_like(lifted.log_probability, loss.relaxation / max(k - 1, 1))
     share = share.scatter(1, closest[:, None], 1.0 if k == 1 else 1 - loss.relaxation)
     judged = {name: (share * term).sum(1).mean() for name, term in terms.items()}
-    return judged | {"score": -loss.score * lifted.log_probability.gather(1, closest[:, None]).mean()}
+    score = -lifted.log_probability.gather(1, closest[:, None]).mean()
+    noise = (lifted.noise.log() - batch.noise.clamp_min(LEAST_NOISE).log()).abs().mean()
+    return judged | {"score": loss.score * score, "noise": loss.noise * noise}
 
 
 def lifting_errors(model: HandModel, lifter: nn.Module, batch: LiftingBatch) -> dict[str, float]:
     """Medians over the hands, millimetres, of the likeliest hypothesis and of the best one.
 
-    ``epe``: mean distance of the joints with the roots at one place; ``pa_mpjpe``: after Procrustes alignment.
+    ``epe``: mean distance of the joints with the roots at one place; ``pa_mpjpe``: after Procrustes alignment;
+    ``noise``: what the network takes for the standard deviation of the joints, crop units.
     """
     lifted = lifter(batch.joints, batch.confidence)
     joints_m = _turned_joints(model, lifted)
@@ -88,7 +93,7 @@ def lifting_errors(model: HandModel, lifter: nn.Module, batch: LiftingBatch) -> 
     epe = 1000 * _length(offset_m).mean(-1)
     aligned = pa_mpjpe_mm(joints_m, batch.joints_m[:, None].expand_as(joints_m))
     likeliest = lifted.log_probability.argmax(1, keepdim=True)
-    scores = {}
+    scores = {"noise": float(lifted.noise.median())}
     for name, errors in (("epe_mm", epe), ("pa_mpjpe_mm", aligned)):
         scores[name] = float(errors.gather(1, likeliest).median())
         scores[f"best_{name}"] = float(errors.amin(1).median())
