@@ -95,9 +95,11 @@ def euler(scene: Scene) -> int:
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
-def test_figures_are_of_a_quiet_machine_and_a_commit(file):
+def test_figures_are_of_a_commit_and_times_of_a_quiet_machine(file):
     run = json.loads(file.read_text())["run"]
     assert re.fullmatch("[0-9a-f]{7,}", run["commit"])
+    if file.stem.startswith("accuracy_"):  # errors, which are the same on a busy machine
+        return
     # Older files have the load of the minute before: 0.5 is what one idle machine makes of having just been used.
     assert run["busy_before"] <= QUIET_BUSY if "busy_before" in run else run["load_before"] <= 0.5
 

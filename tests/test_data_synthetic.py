@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def test_layout(written):
 
 def test_a_drawn_set_says_so_and_how(written):
     counts = {"n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96}
-    facts = {**counts, "max_angle_deg": 180.0, "span": [0.35, 0.8], "backgrounds": None}
+    facts = {**counts, "max_angle_deg": 180.0, "span": [0.35, 0.8], "tone": None, "backgrounds": None}
     assert json.loads((written / "recipe.json").read_text()) == read_recipe(written) == facts
     assert open_dataset("rhd", written, "test").name == "synthetic"
     with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):
@@ -132,6 +133,22 @@ def test_a_scene_depends_on_seed_split_and_number_only(tmp_path):
     write_synthetic(tmp_path / "two", 16, 0, seed=5, size_px=64, workers=2)
     image = cv2.imread(str(tmp_path / "two/training/color/00001.png"))[..., ::-1]
     np.testing.assert_array_equal(image, first.image)
+
+
+def test_a_tone_changes_the_skin_alone(monkeypatch):
+    """Bias across tones is measured on scenes that are otherwise the same, sensor noise included."""
+    monkeypatch.setattr(synthetic, "MOTION_BLUR", 0.0)
+    recipe = Recipe(seed=3, size_px=96)
+    light, dark = (draw_scene(replace(recipe, tone=tone), "training", 2) for tone in (0.0, 1.0))
+    for name in ("mask", "depth_code", "xyz_m", "uv_vis"):
+        np.testing.assert_array_equal(getattr(light, name), getattr(dark, name))
+    person = light.mask > 0
+    assert light.image[person].mean() > dark.image[person].mean() + 20
+    away = cv2.dilate(person.astype(np.uint8), np.ones((9, 9))) == 0  # from the skin's blurred border
+    assert away.any()
+    np.testing.assert_array_equal(light.image[away], dark.image[away])
+    with pytest.raises(ValueError, match=r"tone: expected None or a number from 0 to 1, got 1\.5"):
+        Recipe(tone=1.5)
 
 
 def test_labels_of_a_hand_that_is_not_in_the_picture_stay_true_and_outside():

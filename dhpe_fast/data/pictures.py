@@ -102,9 +102,10 @@ def hand_layer(
     )
 
 
-def skin_colors(model: HandModel, rng: np.random.Generator) -> Tensor:
-    """Random albedo of the vertices (778, 3)."""
-    return _skin_colors(model, rng.uniform(), rng)
+def skin_colors(model: HandModel, rng: np.random.Generator, tone: float | None = None) -> Tensor:
+    """Random albedo of the vertices (778, 3); of a given `tone`, as of a random one, all else is the same."""
+    any_tone = rng.uniform()
+    return _skin_colors(model, any_tone if tone is None else tone, rng)
 
 
 def lay_over(

@@ -74,6 +74,8 @@ class Recipe:
     """Photographs; empty for drawn backgrounds."""
     span: tuple[float, float] = SPAN
     """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
+    tone: float | None = None
+    """Everybody's place in ``pictures.SKIN_TONES``, 0 (light) to 1 (dark); None is random."""
 
     def __post_init__(self) -> None:
         if self.size_px < 32:
@@ -82,6 +84,8 @@ class Recipe:
             raise ValueError(f"max_angle_deg: expected 0 to 180, got {self.max_angle_deg}")
         if not 0.02 <= self.span[0] <= self.span[1] <= 0.9:
             raise ValueError(f"span: expected two numbers from 0.02 to 0.9, the smaller first, got {self.span}")
+        if self.tone is not None and not 0 <= self.tone <= 1:
+            raise ValueError(f"tone: expected None or a number from 0 to 1, got {self.tone}")
 
 
 def write_synthetic(
@@ -93,6 +97,7 @@ def write_synthetic(
     size_px: int = 320,
     max_angle_deg: float = 180.0,
     span: tuple[float, float] = SPAN,
+    tone: float | None = None,
     backgrounds: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     on_image: Callable[[], None] | None = None,
@@ -111,6 +116,7 @@ def write_synthetic(
         size_px: side of the images.
         max_angle_deg: see :class:`Recipe`.
         span: see :class:`Recipe`.
+        tone: see :class:`Recipe`.
         backgrounds: a folder of photographs, or ``backgrounds.SCIKIT_IMAGE``: half of the backgrounds are cut from
             them. None draws all.
         workers: processes; None is one for each core. The result does not depend on it.
@@ -126,7 +132,7 @@ def write_synthetic(
     if n_training < 0 or n_evaluation < 0 or n_training + n_evaluation == 0:
         raise ValueError(f"n_training, n_evaluation: expected some images, got {n_training} and {n_evaluation}")
     files = () if backgrounds is None else background_files(backgrounds)
-    recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span))
+    recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span), tone)
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
@@ -139,6 +145,7 @@ def write_synthetic(
             "size_px": size_px,
             "max_angle_deg": float(max_angle_deg),
             "span": [float(side) for side in span],
+            "tone": tone,
             "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
         }
         write_whole(unfinished / RECIPE_FILE, (json.dumps(facts, indent=1) + "\n").encode())
@@ -245,7 +252,7 @@ def draw_scene(recipe: Recipe, split: str, number: int) -> Scene:
     occluder = np.zeros((*size, 4), np.float32)
     if rng.random() < OCCLUDER:
         occluder = _occluder_before(main, camera, size, rng)
-    image, person = _picture(in_picture, camera, size, occluder, looks, recipe.backgrounds)
+    image, person = _picture(in_picture, camera, size, occluder, looks, recipe)
     face_depth, ids = _depth_and_ids(in_picture, camera, size)
     ids = np.where((ids == 0) & person, _PERSON_ID, ids)
     hidden = occluder[..., 3] > 0.5
@@ -340,15 +347,15 @@ def _picture(
     size: tuple[int, int],
     occluder: np.ndarray,
     rng: np.random.Generator,
-    backgrounds: Sequence[Path],
+    recipe: Recipe,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image, and where the layers of hands with their forearms are."""
-    photographs = backgrounds if rng.random() < PHOTOGRAPHED else ()
+    photographs = recipe.backgrounds if rng.random() < PHOTOGRAPHED else ()
     picture, person = random_background(size, rng, photographs), np.zeros(size, bool)
     light = random_light(rng)
     shadows = bool(rng.random() < SHADOWED)
     light = replace(light, shadows=shadows, per_vertex=not shadows)
-    colors = skin_colors(hands[0].model, rng)  # both hands are of one person
+    colors = skin_colors(hands[0].model, rng, recipe.tone)  # both hands are of one person
     sleeve = Sleeve.random(rng) if rng.random() < SLEEVE else None
     for hand in sorted(hands, key=lambda hand: -float(hand.joints_m[:, 2].mean())):
         layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light, sleeve, _SUPERSAMPLE)

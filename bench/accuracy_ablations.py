@@ -1,0 +1,122 @@
+"""The paper's ablations (Fig. 5): networks trained without one part each, by the project's own command and budget.
+
+All variants share the 2D pose network of one run, which none of them changes, and differ from ``full`` by the overrides
+of ``VARIANTS`` only. Each is measured with and without testing refinement on the same test hands, so that differences
+are taken hand by hand; their intervals are over test hands, and say nothing of what another seed would have trained.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import torch
+from accuracy_generated import HOW, of_params, table_row
+from accuracy_hands import WORK, Tested, batches_of, crops_of, data_facts, drawn_hands, half_width, held_out_hands
+from common import run_facts, write_result
+
+from dhpe_fast.config import TrainConfig, load_config
+from dhpe_fast.data import HandCrops
+from dhpe_fast.refinement import Refiner
+from dhpe_fast.scores import Measured, distances_mm
+from dhpe_fast.train import LAST, load_model, open_crops, read_log, train
+
+FULL = "full"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    FULL: (),
+    "without f_Ref": ("model.use_refiner=false",),
+    # The paper's "w/o 2D losses", Kanazawa et al.'s framework: no evidence in 2D but features that no 2D loss has seen.
+    "without f_Ref and 2D evidence": ("model.use_refiner=false", "model.use_joints2d=false", "loss.feature=0"),
+    "without self-made instances": ("self_supervision.instances_per_seed=0",),
+    "constant weight of the shape loss": ("loss.gate.mode=constant",),
+    "without the shape loss": ("loss.silhouette=0",),
+}
+NETWORKS, REFINED = "networks", "refined"
+SHOWN = ("epe_mm", "pa_mpjpe_mm", "auc_zb2017_20_50", "joints2d_px", "iou")
+
+
+def ablations(arguments: Namespace) -> None:
+    """Trains what is not trained yet, prints the table, writes bench/results/accuracy_ablations.json."""
+    folder = WORK / "ablations" if arguments.folder is None else arguments.folder
+    rows, errors, root = [], {}, None
+    for name, overrides in VARIANTS.items():
+        config = variant(arguments, overrides)
+        run = folder / name.replace(" ", "-")
+        train(config, run, resume="auto", device="cpu")
+        _, model = load_model(run, LAST)
+        networks = Tested(name, config, model.eval())
+        root = drawn_hands(config.data.synthesize, arguments.data)
+        hands = held_out_hands(root, arguments.hands)
+        found = measure(networks, crops_of(hands, config), arguments.refined)
+        errors[name] = {stage: distances_mm(own, HOW).nanmean(-1).numpy() for stage, own in found.items()}
+        steps = read_log(run, "train")
+        rows.append(
+            {
+                "variant": name,
+                "overrides": list(overrides),
+                "steps": int(steps[-1]["step"]),
+                "minutes": sum(line["seconds"] for line in read_log(run, "validation")) / 60,
+                "scores": {stage: table_row(stage, own) for stage, own in found.items()},
+                "difference": {stage: difference(errors[name][stage], errors[FULL][stage]) for stage in found},
+            }
+        )
+        print(as_text(rows[-1]))
+    facts = {"run": run_facts(), "data": data_facts(root, hands), "pose2d": str(arguments.pose2d)}
+    own = {"config": arguments.config, "changes": arguments.changes, "rows": rows}
+    print(f"-> {write_result(arguments.name, facts | own)}")
+
+
+def variant(arguments: Namespace, overrides: tuple[str, ...]) -> TrainConfig:
+    """The configuration of one variant, with as many epochs as come nearest to the wanted number of steps."""
+    changes = [*arguments.changes]
+    if arguments.pose2d is not None:
+        changes += [f"start.pose2d={arguments.pose2d}", "loss.heatmap=0"]
+    if arguments.data is not None:
+        sources = {part: f"[{{format: rhd, root: {arguments.data}, split: {split}}}]" for part, split in SPLITS.items()}
+        changes += [f"data.{part}={source}" for part, source in sources.items()]
+        changes += [f"data.synthesize.root={arguments.data}"]
+    config = load_config(arguments.config, [*changes, *overrides])
+    epochs = epochs_for(arguments.steps_per_variant, len(open_crops(config, training=True)), config)
+    changes += [f"optimisation.epochs={epochs}", f"self_supervision.start_epoch={max(1, epochs // 2)}"]
+    return load_config(arguments.config, [*changes, *overrides])
+
+
+SPLITS = {"train": "train", "validation": "test"}
+
+
+def epochs_for(steps: int, n_training: int, config: TrainConfig) -> int:
+    """Epochs over so many training hands that come nearest to so many steps, at least one."""
+    return max(1, round(steps * config.optimisation.batch_size / n_training))
+
+
+def measure(networks: Tested, crops: HandCrops, n_refined: int) -> dict[str, Measured]:
+    """The networks' answers to all crops, and those to the first `n_refined` after Eq. 11."""
+    model, parts = networks.model, {NETWORKS: [], REFINED: []}
+    refiner = Refiner(model, **vars(networks.config.refinement))
+    done = 0
+    for batch in batches_of(crops):
+        with torch.no_grad():
+            estimate = model.estimate_mesh(model.estimate_evidence(batch.images))
+        parts[NETWORKS].append(of_params(model, batch, estimate.h))
+        if done < n_refined:
+            refined = refiner(batch.images, estimate.h, estimate.joints2d_px)
+            parts[REFINED].append(of_params(model, batch, refined.h))
+        done += len(batch)
+    return {stage: Measured.joined(found) for stage, found in parts.items()}
+
+
+def difference(errors_mm: np.ndarray, full_mm: np.ndarray) -> dict[str, float]:
+    """Mean error minus that of ``full``, hand by hand, and half of its 95 % interval over test hands."""
+    own = errors_mm - full_mm
+    return {"epe_mm": float(own.mean()), "half_width_mm": half_width(own)}
+
+
+def as_text(row: dict[str, Any]) -> str:
+    """Two lines for the terminal."""
+    lines = []
+    for stage, scores in row["scores"].items():
+        own, cells = row["difference"][stage], "".join(f"  {key} {scores[key]:.3f}" for key in SHOWN)
+        gap = f"{own['epe_mm']:+.2f} +- {own['half_width_mm']:.2f} mm"
+        lines.append(f"{row['variant']:<36}{stage:<10}{gap}{cells}  ({row['steps']} steps, {row['minutes']:.1f} min)")
+    return "\n".join(lines)
