@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,29 +32,10 @@ _TRAIN_PACKAGES = ("matplotlib", "pydantic", "safetensors", "scipy", "tensorboar
 """Of the extra `train`."""
 
 
-class Hand(str, Enum):
-    """Which hand is in the picture."""
-
-    auto = "auto"
-    left = "left"
-    right = "right"
-
-
-class Evidence(str, Enum):
-    """Who finds the 2D joints of pictures and videos without keypoints."""
-
-    auto = "auto"
-    networks = "networks"
-    mediapipe = "mediapipe"
-
-
-class MeshFormat(str, Enum):
-    """Mesh files that ``io.save_fit`` writes."""
-
-    glb = "glb"
-    obj = "obj"
-    ply = "ply"
-    npz = "npz"
+_HANDS = ("auto", "left", "right")
+_SOURCES = ("auto", "networks", "mediapipe")
+_MESH_FORMATS = ("glb", "obj", "ply", "npz")
+"""Mesh files that ``io.save_fit`` writes."""
 
 
 @app.command()
@@ -77,20 +57,24 @@ def fit(
         str | None, typer.Option(help="Joint order of the keypoints, for instance std, mano21, rhd, interhand.")
     ] = None,
     evidence: Annotated[
-        Evidence,
+        str,
         typer.Option(
+            metavar="|".join(_SOURCES),
             help="Who finds hands and their joints: the package's own networks, MediaPipe, or MediaPipe where it is "
-            "installed and the networks elsewhere (auto)."
+            "installed and the networks elsewhere (auto).",
         ),
-    ] = Evidence.auto,
-    hand: Annotated[Hand, typer.Option(help="Which hand it is.")] = Hand.auto,
+    ] = "auto",
+    hand: Annotated[str, typer.Option(metavar="|".join(_HANDS), help="Which hand it is.")] = "auto",
     mano: Annotated[
         Path | None, typer.Option(help="A licensed MANO file, MANO_RIGHT.pkl, instead of the default hand.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
     iterations: Annotated[int, typer.Option(min=0, help="The most steps of refinement; of pictures.")] = 50,
     formats: Annotated[
-        list[MeshFormat] | None, typer.Option("--format", help="Mesh format of pictures; repeat it for several.")
+        list[str] | None,
+        typer.Option(
+            "--format", metavar="|".join(_MESH_FORMATS), help="Mesh format of pictures; repeat it for several."
+        ),
     ] = None,
     smooth: Annotated[bool, typer.Option(help="Whether the hands of a video are smoothed over time.")] = True,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
@@ -105,12 +89,16 @@ def fit(
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its notes on damaged videos; we say what is wrong
         from dhpe_fast import cli_fit
 
+        for option, given, known in (("--hand", [hand], _HANDS), ("--evidence", [evidence], _SOURCES)):
+            _check_choice(option, given, known)
+        _check_choice("--format", formats or [], _MESH_FORMATS)
         job = cli_fit.FitJob.of(output, keypoints, order, mano)
         _check_device(device)
-        if keypoints is not None and evidence is not Evidence.auto:
+        if keypoints is not None and evidence != "auto":
             raise ValueError("--evidence: is for files without --keypoints, which already say where the joints are")
-        options = {"hand": hand.value, "device": device, "model": job.model, "evidence": evidence.value}
-        suffixes = tuple(f".{item.value}" for item in formats or [MeshFormat.glb])
+        options = {"hand": hand, "device": device, "model": job.model, "evidence": evidence}
+        suffixes = tuple(f".{item}" for item in formats or ["glb"])
+        _make_folder(output)
         job = replace(job, options=options, iterations=iterations, suffixes=suffixes, smooth=smooth, profile=profile)
         inputs = cli_fit.expanded(files)
         failures = cli_fit.fit_all(inputs, job)
@@ -143,7 +131,7 @@ def demo(
     with _one_line_errors():
         _check_device(device)
         known = load_demo()
-        output.mkdir(parents=True, exist_ok=True)
+        _make_folder(output)
         options = {"keypoints": known.keypoints2d_px, "hand": known.side, "device": device}
         dhpe_fast.fit(known.image, **options)  # the first call loads the hand and warms up
         start = time.perf_counter()
@@ -183,6 +171,7 @@ def synth(
 
         from dhpe_fast.data.synthetic import write_synthetic
 
+        _make_folder(root.parent, "ROOT")
         with tqdm(total=training + evaluation, desc=f"drawing {root}", disable=None) as bar:
             write_synthetic(
                 root,
@@ -221,8 +210,10 @@ def train(
         from dhpe_fast.config import load_config
         from dhpe_fast.train import TrainingDivergedError, train
 
+        _check_device(device)
         settings = load_config(config, change or ())
         folder = Path("runs") / Path(config).stem if output is None else output
+        _check_folder(folder)  # before data are drawn for it
         try:
             weights = train(settings, folder, resume="auto" if auto_resume else resume, device=device)
         except TrainingDivergedError as error:
@@ -267,6 +258,7 @@ def evaluate(
         _check_device(device)
         if option and data is None:
             raise ValueError("--option: is for the reader of --data, which was not given")
+        _check_run(run)
         options = EvaluationOptions(
             source=None if data is None else data_source(data, _options(option or [])),
             refinement=refine,
@@ -279,6 +271,7 @@ def evaluate(
             device=device,
         )
         folder = run / "evaluation" if output is None else output
+        _make_folder(folder)
         typer.echo(as_text(evaluate(run, folder, options)))
     typer.echo(f"results in {folder}", err=True)
 
@@ -301,6 +294,8 @@ def export(
     with _one_line_errors():
         from dhpe_fast.train.export import export_run
 
+        _check_run(run)
+        _make_folder(output)
         measured = None if accuracy is None else _options(accuracy, "--accuracy")
         file = export_run(run, name, output, checkpoint=checkpoint, accuracy=measured)
     typer.echo(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB")
@@ -380,9 +375,40 @@ def _check_device(device: str | None) -> None:
     import torch
 
     try:
+        torch.device(device or "cpu")
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu, cuda or cuda:NUMBER, got {device!r}") from None
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _check_choice(option: str, given: list[str], known: tuple[str, ...]) -> None:
+    for value in given:
+        if value not in known:
+            raise ValueError(f"{option}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+
+
+def _check_run(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"RUN: {str(run)!r} is no folder of a training run, it has no config.yaml")
+
+
+def _make_folder(folder: Path, name: str = "--output") -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name}: the folder {str(folder)!r} cannot be made ({error.strerror})") from None
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether it can be made; it is not, if it is not there."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    _make_folder(folder)
+    for part in missing:
+        with suppress(OSError):  # another process of the run has put something there
+            part.rmdir()
 
 
 def _named(runs: list[Path]) -> dict[str, Path]:

@@ -69,7 +69,6 @@ class FitJob:
         if keypoints is not None and not keypoints.is_file():
             raise FileNotFoundError(f"--keypoints: {keypoints}: no such file")
         model = None if mano is None else HandModel.from_mano(mano)
-        output.mkdir(parents=True, exist_ok=True)
         return cls(output, keypoints, order, model)
 
     def evidence(self, image: Path, n_files: int) -> dict[str, Any]:

@@ -265,7 +265,8 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
         return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except _ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
+            for item in error.errors()
         ]
         raise ConfigError(f"{os.fspath(source)} is no training configuration:\n" + "\n".join(lines)) from None
 
@@ -341,12 +342,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *sections, name = key.strip().split(".")
     if not equals or not name:
-        raise ConfigError(f"override {override!r}: expected section.key=value")
+        raise ConfigError(f"overrides (--set): {override!r}: expected section.key=value")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+            raise ConfigError(f"overrides (--set): {override!r}: {section!r} is not a section")
     try:
         tree[name] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {value!r} is not YAML: {error}") from None
+        raise ConfigError(f"overrides (--set): {override!r}: {value!r} is not YAML: {error}") from None

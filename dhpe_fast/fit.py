@@ -117,7 +117,7 @@ def fit(
         if keypoints is not None:
             if boxes is not None:
                 raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
-            found, single = given_hands(keypoints, order=order)
+            found, single = given_hands(keypoints, order=order, image_size=pixels.shape[:2])
     if keypoints is None:  # with the caller's threads, autocast and device: it may run a large network
         found = evidence_source(evidence)(pixels, boxes)
     with plain_torch():

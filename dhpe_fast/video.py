@@ -288,12 +288,12 @@ class _GivenHands:
             return list(entry), []
         seen = _seen(entry)
         if seen is None:
-            return given_hands(entry, order=self._order)[0], []  # says what is wrong
+            return given_hands(entry, order=self._order, image_size=image.shape[:2])[0], []  # says what is wrong
         hands: list[HandEvidence] = []
         faults: list[str] = []
         for one in seen:
             try:
-                hands += given_hands(one, order=self._order)[0]
+                hands += given_hands(one, order=self._order, image_size=image.shape[:2])[0]
             except ValueError as error:
                 faults.append(str(error))
         return hands, faults

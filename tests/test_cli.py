@@ -169,3 +169,45 @@ def test_a_terminal_shows_how_far_several_pictures_are(monkeypatch, is_terminal)
     assert list(cli_fit.progress(images)) == images
     assert ("fitting" in stream.getvalue()) == is_terminal
     assert list(cli_fit.progress(images[:1])) == images[:1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", DEMO_IMAGE, "--hand", "rigth"), "--hand: expected auto, left or right, got 'rigth'"),
+        (("fit", DEMO_IMAGE, "--evidence", "magic"), "--evidence: expected auto, networks or mediapipe, got 'magic'"),
+        (("fit", DEMO_IMAGE, "--format", "stl"), "--format: expected glb, obj, ply or npz, got 'stl'"),
+        (("fit", DEMO_IMAGE, "--device", "gpu"), "--device: expected cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        (
+            ("fit", DEMO_IMAGE, "--keypoints", DEMO_ANSWER, "--evidence", "networks"),
+            "--evidence: is for files without --keypoints, which already say where the joints are",
+        ),
+        (("fit", DEMO_IMAGE, "-o", "{file}/x"), "--output: the folder '{file}/x' cannot be made (Not a directory)"),
+        (("fit", DEMO_IMAGE, "-o", "{file}"), "--output: the folder '{file}' cannot be made (File exists)"),
+        (("demo", "-o", "{file}/x"), "--output: the folder '{file}/x' cannot be made (Not a directory)"),
+        (("eval", "nosuchrun"), "RUN: 'nosuchrun' is no folder of a training run, it has no config.yaml"),
+        (("export", "no", "--name", "dhpe", "-o", "x"), "RUN: 'no' is no folder of a training run"),
+        (("synth", "{file}/x/y"), "ROOT: the folder '{file}/x' cannot be made (Not a directory)"),
+        (
+            ("train", "--config", "tiny", "-o", "{file}/x"),
+            "--output: the folder '{file}/x' cannot be made (Not a directory)",
+        ),
+        (("train", "--config", "tiny", "--device", "gpu"), "--device: expected cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        (
+            ("train", "--config", "tiny", "--set", "foo.bar"),
+            "overrides (--set): 'foo.bar': expected section.key=value",
+        ),
+    ],
+)
+def test_what_a_user_mistypes_is_one_line_that_names_it(tmp_path, monkeypatch, arguments, message):
+    if arguments[0] not in ("fit", "demo"):
+        pytest.importorskip("pydantic", reason="the extra `train` is not installed")
+        pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    exit_code, output = run(*(str(argument).format(file=file) for argument in arguments))
+    assert exit_code == 1
+    assert output.startswith("dhpe-fast: " + message.format(file=file)), output
+    assert output.count("\n") == 1
+    assert [left.name for left in tmp_path.iterdir()] == ["file"]

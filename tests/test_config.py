@@ -77,7 +77,7 @@ def test_overrides_are_yaml(file):
         ("refinement={weights: {joint: 1}}", r"refinement\.weights\.joint: "),
         ("refinement={optimizer: sgd}", "refinement: .*optimizer"),
         ("data.train=[]", "data.train"),
-        ("data.train=[{", r"override 'data\.train=\[\{': '\[\{' is not YAML"),
+        ("data.train=[{", r"overrides \(--set\): 'data\.train=\[\{': '\[\{' is not YAML"),
         ("model.use_refiner=none", r"model\.use_refiner: .*boolean, got 'none'"),
         ("model.joint0=wirst", r"model\.joint0: .*'palm' or 'wrist', got 'wirst'"),
         ("model.silhouette_mode=hard", r"model\.silhouette_mode: .*'soft', got 'hard'"),

@@ -121,6 +121,22 @@ def test_bad_keypoints_are_refused_by_name(keypoints, message):
         given_hands(keypoints)
 
 
+def test_a_hand_may_reach_beyond_the_image_but_not_lie_outside():
+    """JOINTS span x from 100 to 128 and y from 50 to 86."""
+    for size in ((60, 105), (480, 101), (51, 640)):
+        assert given_hands(JOINTS, image_size=size)[1]
+    for size, moved in (((480, 100), 0), ((50, 640), 0), ((480, 640), -128), ((480, 640), 700)):
+        with pytest.raises(
+            ValueError, match=r"keypoints: all joints lie outside of the image of \d+ x \d+ pixels"
+        ):
+            given_hands(JOINTS + moved, image_size=size)
+    unseen = with_confidence()
+    unseen[1:17, 2] = 0
+    unseen[1:17, :2] = 0
+    with pytest.raises(ValueError, match=r"image of 100 x 480 pixels, x from 100 to 128 and y from 50 to 86; are they"):
+        given_hands(unseen, image_size=(480, 100))
+
+
 def test_an_error_names_the_hand_among_several():
     with pytest.raises(ValueError, match=r"keypoints\[1\]: wrist"):
         given_hands(np.stack([JOINTS, changed(0, np.inf, 0)]))

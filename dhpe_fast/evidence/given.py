@@ -15,6 +15,7 @@ def given_hands(
     keypoints: Any,  # (21, 2 | 3) or (N, 21, 2 | 3)
     *,
     order: str = "std",
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[list[HandEvidence], bool]:
     """The evidence in keypoints which the caller gives.
 
@@ -25,6 +26,7 @@ def given_hands(
     Args:
         keypoints: array, tensor or nested list of numbers; it is copied.
         order: the joint order of `keypoints`, a key of ``conventions.JOINT_ORDERS``.
+        image_size: height and width of the image, to refuse keypoints that lie elsewhere; None does not.
 
     Returns:
         The evidence of each hand, and whether `keypoints` was a single hand (no leading N).
@@ -32,7 +34,8 @@ def given_hands(
     Raises:
         TypeError: if `keypoints` are not numbers.
         ValueError: naming the hand and joint: another shape or order; a confidence outside [0, 1]; a trusted joint
-            that is not finite; fewer than four trusted joints, or all of them at one point.
+            that is not finite; fewer than four trusted joints, or all of them at one point; with `image_size` a hand
+            of which nothing is in the image, which is no longer its hand.
     """
     table = list(joint_permutation(order))
     values = _numbers(keypoints, "keypoints")
@@ -46,9 +49,27 @@ def given_hands(
     for n, hand in enumerate(values[None] if single else values):
         hand = hand[table]
         confidence = hand[:, 2] if hand.shape[1] == 3 else np.where(np.isnan(hand).all(axis=1), 0.0, 1.0)
-        joints, confidence = checked_joints(hand[:, :2], confidence, "keypoints" if single else f"keypoints[{n}]")
+        name = "keypoints" if single else f"keypoints[{n}]"
+        joints, confidence = checked_joints(hand[:, :2], confidence, name)
+        if image_size is not None:
+            _check_in_image(joints[confidence > 0], image_size, name)
         hands.append(HandEvidence(joints, confidence, score=float(confidence[confidence > 0].mean())))
     return hands, single
+
+
+def _check_in_image(
+    joints_px: np.ndarray,  # (N, 2)
+    image_size: tuple[int, int],
+    name: str,
+) -> None:
+    """A hand may reach beyond the image; but some part of the box around its joints has to be in it."""
+    (left, top), (right, bottom) = joints_px.min(axis=0), joints_px.max(axis=0)
+    height, width = image_size
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise ValueError(
+            f"{name}: all joints lie outside of the image of {width} x {height} pixels, x from {left:.4g} to "
+            f"{right:.4g} and y from {top:.4g} to {bottom:.4g}; are they pixels of this image?"
+        )
 
 
 def given_boxes(
