@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     ablations = kind("ablations", "networks trained without one part each")
     ablations.add_argument("--pose2d", type=Path, help="run whose 2D pose network all variants share")
     ablations.add_argument("--steps-per-variant", type=int, default=2000)
+    ablations.add_argument("--variants", nargs="+", help="some of them; `full` is always among them")
+    ablations.add_argument("--training-hands", type=int, help="train on the first so many, for more epochs in a budget")
     ablations.add_argument("--folder", type=Path, help="where the runs go; runs/bench-accuracy without it")
     ablations.add_argument("--hands", type=int, default=1000, help="test hands")
     ablations.add_argument("--refined", type=int, default=300, help="how many of them Eq. 11 refines")

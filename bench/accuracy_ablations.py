@@ -8,19 +8,30 @@ are taken hand by hand; their intervals are over test hands, and say nothing of 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accuracy_generated import HOW, of_params, table_row
-from accuracy_hands import WORK, Tested, batches_of, crops_of, data_facts, drawn_hands, half_width, held_out_hands
-from common import run_facts, write_result
+from accuracy_hands import (
+    WORK,
+    Tested,
+    batches_of,
+    crops_of,
+    data_facts,
+    drawn_hands,
+    first_training_hands,
+    half_width,
+    held_out_hands,
+)
+from common import DEVICE, run_facts, write_result
 
 from dhpe_fast.config import TrainConfig, load_config
-from dhpe_fast.data import HandCrops
+from dhpe_fast.data import HandCrops, open_dataset
 from dhpe_fast.refinement import Refiner
 from dhpe_fast.scores import Measured, distances_mm
-from dhpe_fast.train import LAST, load_model, open_crops, read_log, train
+from dhpe_fast.train import LAST, load_model, read_log, train
 
 FULL = "full"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -39,14 +50,14 @@ SHOWN = ("epe_mm", "pa_mpjpe_mm", "auc_zb2017_20_50", "joints2d_px", "iou")
 def ablations(arguments: Namespace) -> None:
     """Trains what is not trained yet, prints the table, writes bench/results/accuracy_ablations.json."""
     folder = WORK / "ablations" if arguments.folder is None else arguments.folder
-    rows, errors, root = [], {}, None
-    for name, overrides in VARIANTS.items():
+    rows, errors = [], {}
+    for name, overrides in wanted(arguments.variants).items():
         config = variant(arguments, overrides)
         run = folder / name.replace(" ", "-")
-        train(config, run, resume="auto", device="cpu")
+        train(config, run, resume="auto", device=DEVICE)
         _, model = load_model(run, LAST)
         networks = Tested(name, config, model.eval())
-        root = drawn_hands(config.data.synthesize, arguments.data)
+        root = config.data.validation[0].root
         hands = held_out_hands(root, arguments.hands)
         found = measure(networks, crops_of(hands, config), arguments.refined)
         errors[name] = {stage: distances_mm(own, HOW).nanmean(-1).numpy() for stage, own in found.items()}
@@ -63,31 +74,45 @@ def ablations(arguments: Namespace) -> None:
         )
         print(as_text(rows[-1]))
     facts = {"run": run_facts(), "data": data_facts(root, hands), "pose2d": str(arguments.pose2d)}
-    own = {"config": arguments.config, "changes": arguments.changes, "rows": rows}
+    gain = difference(errors[FULL][NETWORKS][: len(errors[FULL][REFINED])], errors[FULL][REFINED])
+    own = {"refinement_gain": gain, "config": arguments.config, "changes": arguments.changes, "rows": rows}
     print(f"-> {write_result(arguments.name, facts | own)}")
 
 
+def wanted(names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """The variants of these names, the full one first; all without names.
+
+    Raises:
+        SystemExit: if there is no such variant.
+    """
+    unknown = [name for name in names or () if name not in VARIANTS]
+    if unknown:
+        raise SystemExit(f"ablations: no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    return {name: own for name, own in VARIANTS.items() if names is None or name in (FULL, *names)}
+
+
 def variant(arguments: Namespace, overrides: tuple[str, ...]) -> TrainConfig:
-    """The configuration of one variant, with as many epochs as come nearest to the wanted number of steps."""
+    """The configuration of one variant, with as many epochs as come nearest to the wanted number of steps.
+
+    New instances are proposed from the epoch before the middle one on, so that half of the epochs train on them.
+    """
     changes = [*arguments.changes]
     if arguments.pose2d is not None:
         changes += [f"start.pose2d={arguments.pose2d}", "loss.heatmap=0"]
-    if arguments.data is not None:
-        sources = {part: f"[{{format: rhd, root: {arguments.data}, split: {split}}}]" for part, split in SPLITS.items()}
-        changes += [f"data.{part}={source}" for part, source in sources.items()]
-        changes += [f"data.synthesize.root={arguments.data}"]
     config = load_config(arguments.config, [*changes, *overrides])
-    epochs = epochs_for(arguments.steps_per_variant, len(open_crops(config, training=True)), config)
-    changes += [f"optimisation.epochs={epochs}", f"self_supervision.start_epoch={max(1, epochs // 2)}"]
+    root = drawn_hands(config.data.synthesize, arguments.data)
+    if arguments.training_hands is not None:
+        root = first_training_hands(root, arguments.training_hands)
+    for part, split in SPLITS.items():
+        changes.append(f"data.{part}=[{{format: rhd, root: {root}, split: {split}}}]")
+    changes.append("data.synthesize=null")  # the hands are there
+    n_training = len(open_dataset("rhd", root, "train"))
+    epochs = max(1, round(arguments.steps_per_variant * config.optimisation.batch_size / n_training))
+    changes += [f"optimisation.epochs={epochs}", f"self_supervision.start_epoch={max(0, epochs // 2 - 1)}"]
     return load_config(arguments.config, [*changes, *overrides])
 
 
 SPLITS = {"train": "train", "validation": "test"}
-
-
-def epochs_for(steps: int, n_training: int, config: TrainConfig) -> int:
-    """Epochs over so many training hands that come nearest to so many steps, at least one."""
-    return max(1, round(steps * config.optimisation.batch_size / n_training))
 
 
 def measure(networks: Tested, crops: HandCrops, n_refined: int) -> dict[str, Measured]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dhpe_fast import pretrained
-from dhpe_fast.config import Synthesis, TrainConfig, load_config
+from dhpe_fast.atomic_write import write_whole
+from dhpe_fast.config import ConfigError, Synthesis, TrainConfig, load_config
 from dhpe_fast.conventions import MIDDLE_MCP
 from dhpe_fast.data import Dataset, HandBatch, HandCrops, Sample, apply_colour, make_loader, open_dataset
 from dhpe_fast.data.files import RECIPE_FILE
@@ -51,7 +55,10 @@ def tested(run: Path | None, config: str) -> Tested:
     if run is not None:
         own, model = load_model(run, LAST)
         return Tested(run.name, own, model.eval())
-    return Tested("dhpe_fast/weights/dhpe.pt", load_config(config), pretrained.dhpe())
+    own, model = load_config(config), pretrained.dhpe()
+    if asdict(own.model) != model.spec():
+        raise ConfigError(f"config: {config} has other networks than those of the package, {model.spec()}")
+    return Tested("dhpe_fast/weights/dhpe.pt", own, model)
 
 
 def drawn_hands(plan: Synthesis, root: Path | None = None) -> Path:
@@ -66,6 +73,24 @@ def drawn_hands(plan: Synthesis, root: Path | None = None) -> Path:
     folder = WORK / f"hands-{plan.size_px}px-seed{plan.seed}"
     if not (folder / RECIPE_FILE).is_file():
         write_hands(folder, replace_plan(plan, n_training=min(N_TRAINING, plan.n_training)))
+    return folder
+
+
+def first_training_hands(root: Path, count: int) -> Path:
+    """A set of the first so many training hands of a drawn one and all of its test hands; files stay where they are."""
+    folder = WORK / f"{root.name}-first-{count}"
+    if (folder / RECIPE_FILE).is_file():
+        return folder
+    labels = "anno_training.pickle"
+    (folder / "training").mkdir(parents=True, exist_ok=True)
+    known = pickle.loads((root / "training" / labels).read_bytes())
+    write_whole(folder / "training" / labels, pickle.dumps({number: known[number] for number in range(count)}))
+    pictures = [f"training/{kind}/{number:05d}.png" for kind in ("color", "mask", "depth") for number in range(count)]
+    for part in ("evaluation", *pictures):
+        (folder / part).parent.mkdir(exist_ok=True)
+        if not (folder / part).exists():
+            (folder / part).symlink_to((root / part).resolve())
+    write_whole(folder / RECIPE_FILE, (json.dumps(read_recipe(root) | {"n_training": count}) + "\n").encode())
     return folder
 
 
@@ -105,10 +130,12 @@ def batches_of(crops: HandCrops, batch_size: int = 50, workers: int = 0) -> Iter
 
 
 def data_facts(root: Path, hands: Dataset) -> dict[str, Any]:
-    """Which hands, for a result file; the folder's place is nobody's business."""
+    """Which hands, for a result file: how they were drawn, and a checksum, as the generator may change."""
     recipe = read_recipe(root)
     wanted = {key: value for key, value in recipe.items() if key != "n_training"}
-    return {"recipe": wanted, "split": hands.split, "hands": len(hands)}
+    labels = np.ascontiguousarray(hands.labels.joints_m.astype("<f4"))
+    checksum = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+    return {"recipe": wanted, "split": hands.split, "hands": len(hands), "joints_sha256": checksum}
 
 
 # ---- Fits beside labels ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Writes the measured tables of README.md and docs/benchmarks.md from the files in bench/results: no figure can drift.
+"""Writes the measured tables of README.md and the pages in docs from the files in bench/results: no figure can drift.
 
     python bench/readme_table.py            # rewrites the tables
     python bench/readme_table.py --check    # exit code 1 if a page says something else
@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import readme_accuracy
 import readme_refine
 from readme_goals import goals_table
 from result_files import RESULTS, Row, machine, markdown, number, own_row, plural, ratios, read
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "model-card.md")
 BLOCK = re.compile(
     r"(<!-- measured: (\w+); bench/readme_table\.py writes this -->\n).*?(<!-- end of measured -->)", flags=re.DOTALL
 )
@@ -48,8 +49,8 @@ def not_measured(command: str) -> str:
 
 def figures() -> str:
     """What was reached, in short."""
-    rows = (*_fit_rows(), *readme_refine.figure_rows(), *_raster_rows(), *_area_rows(), *_lbs_rows())
-    return markdown(("what", "figure", "command"), *rows)
+    fits = (*readme_accuracy.figure_rows(), *_fit_rows(), *readme_refine.figure_rows())
+    return markdown(("what", "figure", "command"), *fits, *_raster_rows(), *_area_rows(), *_lbs_rows())
 
 
 def goals() -> str:
@@ -273,6 +274,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stages": readme_refine.stages_table,
     "curves": readme_refine.curves_picture,
     "knobs": readme_refine.knobs_table,
+    "weights": readme_accuracy.weights_table,
+    "accuracy": readme_accuracy.accuracy_table,
+    "ablations": readme_accuracy.ablations_table,
+    "photographs": readme_accuracy.photographs_table,
+    "tones": readme_accuracy.tones_table,
+    "failures": readme_accuracy.failures_table,
 }
 
 

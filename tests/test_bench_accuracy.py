@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,8 @@ pytest.importorskip("matplotlib", reason="the extra `train` is not installed")
 import accuracy_ablations
 import accuracy_failures
 import accuracy_generated
+import accuracy_hands
+import readme_accuracy
 from accuracy_hands import (
     box_iou,
     box_of,
@@ -30,10 +33,11 @@ from accuracy_photographs import Photograph, compared, error_percent
 from accuracy_whole import FOUND, WholePictures, best_fit
 
 import dhpe_fast
-from dhpe_fast.config import load_config
+from dhpe_fast.config import ConfigError, load_config
 from dhpe_fast.conventions import MIDDLE_MCP
-from dhpe_fast.data import render_hands
+from dhpe_fast.data import backgrounds, open_dataset, render_hands
 from dhpe_fast.data.normalize import Square
+from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
 
 
@@ -126,19 +130,52 @@ def test_differences_are_hand_by_hand():
     assert found["half_width_mm"] == pytest.approx(1.96 / np.sqrt(3))
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("drawn") / "hands"
+    write_synthetic(root, 6, 2, seed=1, size_px=48, workers=1)
+    return root
+
+
+@pytest.fixture
+def budget(drawn, tmp_path, monkeypatch):
+    """40 steps of 32 hands, on four of the training hands."""
+    monkeypatch.setattr(accuracy_hands, "WORK", tmp_path)
+    return Namespace(
+        config="tiny", changes=[], pose2d="runs/pose2d", data=drawn, steps_per_variant=40, training_hands=4
+    )
+
+
 @pytest.mark.parametrize("name", accuracy_ablations.VARIANTS)
-def test_variants_differ_by_their_overrides_only(name, monkeypatch):
-    """And all leave the shared 2D pose network as it is; 2,000 steps of 32 are 32 epochs of 2,000 hands."""
-    monkeypatch.setattr(accuracy_ablations, "open_crops", lambda *_, **__: range(2000))
-    arguments = Namespace(config="tiny", changes=[], pose2d="runs/pose2d", data=None, steps_per_variant=2000)
-    full = accuracy_ablations.variant(arguments, ()).model_dump()
-    own = accuracy_ablations.variant(arguments, accuracy_ablations.VARIANTS[name]).model_dump()
+def test_variants_differ_by_their_overrides_only(name, budget):
+    """And all leave the shared 2D pose network as it is."""
+    full = accuracy_ablations.variant(budget, ()).model_dump()
+    own = accuracy_ablations.variant(budget, accuracy_ablations.VARIANTS[name]).model_dump()
     assert own["loss"]["heatmap"] == 0
-    assert own["optimisation"] == full["optimisation"]
-    assert own["optimisation"]["epochs"] == 32
+    assert str(own["start"]["pose2d"]) == "runs/pose2d"
+    assert (own["optimisation"], own["data"]) == (full["optimisation"], full["data"])
+    assert own["optimisation"]["epochs"] == 40 * 32 / 4
+    assert full["self_supervision"]["start_epoch"] == 320 / 2 - 1
     changed = {section for section in own if own[section] != full[section]}
     assert changed <= {"model", "loss", "self_supervision"}
     assert bool(changed) == (name != accuracy_ablations.FULL)
+
+
+def test_a_smaller_training_set_is_the_first_part_of_the_whole(budget, drawn):
+    root = accuracy_hands.first_training_hands(drawn, 4)
+    whole, part = (open_dataset("rhd", folder, "train") for folder in (drawn, root))
+    assert (len(whole), len(part)) == (6, 4)
+    np.testing.assert_array_equal(part.labels.joints_m, whole.labels.joints_m[:4])
+    np.testing.assert_array_equal(part[3].read_image(), whole[3].read_image())
+    assert len(accuracy_hands.held_out_hands(root)) == 2
+
+
+def test_variants_by_name():
+    chosen = accuracy_ablations.wanted(["without f_Ref"])
+    assert list(chosen) == ["full", "without f_Ref"]
+    assert accuracy_ablations.wanted(None) == accuracy_ablations.VARIANTS
+    with pytest.raises(SystemExit, match="no variant 'nonsense'; there are full, without f_Ref"):
+        accuracy_ablations.wanted(["nonsense"])
 
 
 def test_the_worst_of_each_are_found_by_rule():
@@ -188,3 +225,91 @@ def test_a_plan_is_changed_in_a_copy():
     plan = load_config("tiny").data.synthesize
     assert replace_plan(plan, n_training=3).n_training == 3
     assert plan.n_training == 2000
+
+
+def test_networks_of_another_configuration_are_refused(monkeypatch):
+    """Their crops would be of the wrong size."""
+    other = SimpleNamespace(spec=lambda: {"depth": 34})
+    monkeypatch.setattr(accuracy_hands.pretrained, "dhpe", lambda: other)
+    with pytest.raises(ConfigError, match="tiny has other networks than those of the package"):
+        accuracy_hands.tested(None, "tiny")
+
+
+# ---- The page --------------------------------------------------------------------------------------------------------
+
+RUN = {"commit": "abc1234"}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the tables are made of."""
+    results = {}
+    monkeypatch.setattr(readme_accuracy, "read", results.get)
+    monkeypatch.setattr(readme_accuracy, "RESULTS", Path("nowhere"))
+    return results
+
+
+def test_a_mean_over_hands_without_an_answer_is_left_out(shown):
+    known = {"auc_zb2017_20_50": 0.9, "auc_20_50_half_width": 0.0123, "epe_mm": 12.34, "epe_half_width_mm": 0.56}
+    rows = [
+        {"name": "fit", "hands": 2000, "missing": 0, "iou": 0.8, **known},
+        {"name": "fit, end to end", "hands": 500, "missing": 3, "iou": 0.7, **known, "epe_mm": None},
+    ]
+    whole = {"pictures": 500, "found": 0.97, "side_right": 0.9, "false_finds_per_picture": 0.05}
+    data = {"recipe": {"seed": 0, "size_px": 192, "backgrounds": None}}
+    shown["accuracy_generated"] = {
+        "run": RUN, "networks": "dhpe.pt", "data": data, "rows": rows, "end_to_end": whole
+    }  # fmt: skip
+    table = readme_accuracy.accuracy_table()
+    assert "| fit, 2,000 hands | fit, end to end, 500 hands |" in table
+    assert "| joints, root aligned, mean error, mm | 12.3 ± 0.6 |  |" in table
+    assert "| AUC, 20 to 50 mm | 0.900 ± 0.012 | 0.900 ± 0.012 |" in table
+    assert (
+        "seed 0, size_px 192; dhpe.pt; commit abc1234. End to end, 500 pictures: the labelled hand is found in" in table
+    )
+    assert "found in 97.0 %; of these the side is right in 90.0 %; 0.050 fits a picture are of no hand." in table
+    figures = readme_accuracy.figure_rows()
+    assert [figure for _, figure, _ in figures] == ["AUC 0.900; 12.3 mm; 0.800", "AUC 0.900; - mm; 0.700"]
+
+
+def test_what_shows_no_gain_is_said(shown):
+    scores, stages = {"hands": 9, "auc_zb2017_20_50": 0.5, "epe_mm": 20.0}, ("networks", "refined")
+    rows = [
+        {
+            "variant": variant, "overrides": overrides, "steps": 100, "minutes": 2.0,
+            "scores": dict.fromkeys(stages, scores),
+            "difference": {stage: {"epe_mm": gap, "half_width_mm": 0.5} for stage in stages},
+        }
+        for variant, overrides, gap in (
+            ("full", [], 0.0), ("without a", ["a"], 0.6), ("without b", ["b"], 0.4), ("without c", ["c"], -2.0)
+        )
+    ]  # fmt: skip
+    gain = {"epe_mm": 1.0, "half_width_mm": 0.2}
+    shown["accuracy_ablations"] = {"run": RUN, "rows": rows, "refinement_gain": gain}
+    table = readme_accuracy.ablations_table()
+    assert "Worse by more than the interval: without a, without testing refinement." in table
+    assert "Shows no gain of its part in mean error here: without b, without c." in table
+    assert "| full | without testing refinement, 9 hands |  | 0.500 |" in table
+    assert "| without c | with it, 9 hands | -2.00 ± 0.50 |" in table
+
+
+def test_photographs_that_show_nothing_are_said(shown):
+    found = {"found": "the hand", "evidence_percent": 6.04, "fit_percent": 7.26, "side": "left", "side_right": False}
+    shown["accuracy_photographs"] = {
+        "run": RUN,
+        "rows": [
+            {"source": "own", "photograph": "a", "hands": 2, **found},
+            {"source": "own", "photograph": "b", "hands": 0, "found": "none"},
+        ],
+    }
+    table = readme_accuracy.photographs_table()
+    assert "| own | a | the hand | 6.0 | 7.3 | left, wrong | 2 |" in table
+    assert "| own | b | none |  |  |  | 0 |" in table
+    assert readme_accuracy.figure_rows()[0][1] == "7.3 % (other side), none"
+
+
+def test_the_card_has_the_terms_of_every_photograph_behind_the_hands():
+    card = (Path(__file__).parents[1] / "docs" / "model-card.md").read_text()
+    rows = [line.split("|")[1] for line in card.splitlines() if line.startswith("| ")]
+    named = {name.strip() for row in rows for part in row.split(";") for name in part.split(",")}
+    assert set(backgrounds._PHOTOGRAPHS) <= named
