@@ -126,9 +126,7 @@ def test_a_hand_may_reach_beyond_the_image_but_not_lie_outside():
     for size in ((60, 105), (480, 101), (51, 640)):
         assert given_hands(JOINTS, image_size=size)[1]
     for size, moved in (((480, 100), 0), ((50, 640), 0), ((480, 640), -128), ((480, 640), 700)):
-        with pytest.raises(
-            ValueError, match=r"keypoints: all joints lie outside of the image of \d+ x \d+ pixels"
-        ):
+        with pytest.raises(ValueError, match=r"keypoints: all joints lie outside of the image of \d+ x \d+ pixels"):
             given_hands(JOINTS + moved, image_size=size)
     unseen = with_confidence()
     unseen[1:17, 2] = 0
