@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dhpe_fast.evidence.given import given_boxes, given_hands
 from dhpe_fast.evidence.hand_evidence import EvidenceSource, HandEvidence
+from dhpe_fast.evidence.networks import NetworkEvidence
 from dhpe_fast.evidence.sources import SourceName, evidence_source
 
-__all__ = ["EvidenceSource", "HandEvidence", "SourceName", "evidence_source", "given_boxes", "given_hands"]
+__all__ = [
+    "EvidenceSource",
+    "HandEvidence",
+    "NetworkEvidence",
+    "SourceName",
+    "evidence_source",
+    "given_boxes",
+    "given_hands",
+]
