@@ -92,10 +92,7 @@ def wanted(names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 def variant(arguments: Namespace, overrides: tuple[str, ...]) -> TrainConfig:
-    """The configuration of one variant, with as many epochs as come nearest to the wanted number of steps.
-
-    New instances are proposed from the epoch before the middle one on, so that half of the epochs train on them.
-    """
+    """The configuration of one variant, with as many epochs as come nearest to the wanted number of steps."""
     changes = [*arguments.changes]
     if arguments.pose2d is not None:
         changes += [f"start.pose2d={arguments.pose2d}", "loss.heatmap=0"]
@@ -106,13 +103,30 @@ def variant(arguments: Namespace, overrides: tuple[str, ...]) -> TrainConfig:
     for part, split in SPLITS.items():
         changes.append(f"data.{part}=[{{format: rhd, root: {root}, split: {split}}}]")
     changes.append("data.synthesize=null")  # the hands are there
-    n_training = len(open_dataset("rhd", root, "train"))
-    epochs = max(1, round(arguments.steps_per_variant * config.optimisation.batch_size / n_training))
-    changes += [f"optimisation.epochs={epochs}", f"self_supervision.start_epoch={max(0, epochs // 2 - 1)}"]
+    epochs = epochs_for(arguments.steps_per_variant, len(open_dataset("rhd", root, "train")), config)
+    changes += [f"optimisation.epochs={epochs}", f"self_supervision.start_epoch={start_of_instances(epochs)}"]
     return load_config(arguments.config, [*changes, *overrides])
 
 
 SPLITS = {"train": "train", "validation": "test"}
+
+
+def start_of_instances(epochs: int) -> int:
+    """New instances are proposed from the epoch before the middle on, so that half of the epochs train on them."""
+    return max(0, epochs // 2 - 1)
+
+
+def epochs_for(steps: int, n_training: int, config: TrainConfig) -> int:
+    """Epochs whose steps come nearest to so many. Self-made instances make epochs longer: then there are fewer."""
+    return min(range(1, steps + 1), key=lambda epochs: abs(steps_of(epochs, n_training, config) - steps))
+
+
+def steps_of(epochs: int, n_training: int, config: TrainConfig) -> int:
+    """Steps of so many epochs over training hands and what is proposed from each of them in epochs before."""
+    plan, first = config.self_supervision, start_of_instances(epochs)
+    proposed = [max(0, epoch - first) * plan.instances_per_seed * n_training for epoch in range(epochs)]
+    hands = [n_training + min(count, plan.max_instances) for count in proposed]
+    return sum(count // config.optimisation.batch_size for count in hands)
 
 
 def measure(networks: Tested, crops: HandCrops, n_refined: int) -> dict[str, Measured]:

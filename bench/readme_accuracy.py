@@ -109,11 +109,10 @@ def ablations_table() -> str:
             own = row["scores"][stage]
             cells = tuple(_score(own, key) for key in shown)
             rows.append((row["variant"], f"{what}, {plural(own['hands'], 'hand')}", gap, *cells))
-    steps = result["rows"][0]["steps"]
+    steps = sorted({row["steps"] for row in result["rows"]})
+    count = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     minutes = sum(row["minutes"] for row in result["rows"])
-    origin = (
-        f"{steps:,} steps each, {minutes:.0f} minutes in all on a shared machine; commit {result['run']['commit']}."
-    )
+    origin = f"{count} steps each, {minutes:.0f} minutes in all on a shared machine; commit {result['run']['commit']}."
     return f"{markdown(head, *rows)}\n\n{origin} {shown_gains(result)}"
 
 
