@@ -17,6 +17,7 @@ import accuracy_ablations
 import accuracy_failures
 import accuracy_generated
 import accuracy_hands
+import accuracy_whole
 import readme_accuracy
 from accuracy_hands import (
     box_iou,
@@ -39,6 +40,7 @@ from dhpe_fast.data import backgrounds, open_dataset, render_hands
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
+from dhpe_fast.nets import heatmap_targets
 
 
 def fit_at(joints2d_px, side="right", confidence=1.0):
@@ -133,8 +135,52 @@ def test_differences_are_hand_by_hand():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn") / "hands"
-    write_synthetic(root, 6, 2, seed=1, size_px=48, workers=1)
+    write_synthetic(root, 6, 4, seed=1, size_px=64, workers=1)
     return root
+
+
+def test_a_fit_to_what_the_labels_say_is_near_the_truth(drawn):
+    """Heat maps as f_J2D is to draw them, of left and right hands; joint 0 of the maps and labels is the palm."""
+    config = load_config("tiny", ["model.image_size=64"])
+    crops = accuracy_hands.crops_of(accuracy_hands.held_out_hands(drawn), config)
+    batch = next(accuracy_hands.batches_of(crops))
+    assert batch.mirrored.any()
+    assert not batch.mirrored.all()
+    maps = heatmap_targets(batch.joints2d_px, batch.valid, 32, 64)
+    model = SimpleNamespace(image_size=64, spec=lambda: {"joint0": "palm"})
+    found = accuracy_generated.fitted(model, batch, SimpleNamespace(heatmaps=(maps,)))
+    row = accuracy_generated.table_row("fit", found)
+    assert row["missing"] == 0
+    assert row["joints2d_px"] < 4
+    assert row["epe_mm"] < 25  # what 2D joints leave open
+    assert row["iou"] > 0.6
+
+
+def test_whole_pictures_are_measured_where_their_hands_are(drawn, monkeypatch):
+    """By fits to the labels, but of one picture, whose hand is missed, and one with another fit far away."""
+    config = load_config("tiny", ["model.image_size=64"])
+    crops = accuracy_hands.crops_of(accuracy_hands.held_out_hands(drawn), config)
+    fit, calls = dhpe_fast.fit, []
+
+    def from_labels(image, evidence):
+        sample = crops.sample(len(calls))
+        calls.append(evidence)
+        found = fit(image, keypoints=sample.joints2d_px, hand=sample.side)
+        elsewhere = fit(image, keypoints=0.2 * sample.joints2d_px, hand=sample.side)
+        return [[], [found, elsewhere]][len(calls) - 1] if len(calls) < 3 else [found]
+
+    monkeypatch.setattr(accuracy_whole.dhpe_fast, "fit", from_labels)
+    whole = accuracy_whole.measure_whole(drawn, crops, len(crops))
+    assert set(calls) == {"networks"}
+    assert whole.is_found.tolist() == [False, True, True, True]
+    assert whole.side_right.tolist() == [False, True, True, True]
+    assert whole.false_finds.tolist() == [0, 1, 0, 0]
+    row = accuracy_generated.table_row("end to end", whole.found)
+    assert row["missing"] == 1
+    assert row["epe_mm"] is None  # one hand is infinitely far away
+    found_mm = accuracy_generated.distances_mm(whole.found, accuracy_generated.HOW)[1:]
+    assert float(found_mm.mean()) < 25
+    assert float(whole.found.iou[1:].min()) > 0.5
 
 
 @pytest.fixture
@@ -176,7 +222,7 @@ def test_a_smaller_training_set_is_the_first_part_of_the_whole(budget, drawn):
     assert (len(whole), len(part)) == (6, 4)
     np.testing.assert_array_equal(part.labels.joints_m, whole.labels.joints_m[:4])
     np.testing.assert_array_equal(part[3].read_image(), whole[3].read_image())
-    assert len(accuracy_hands.held_out_hands(root)) == 2
+    assert len(accuracy_hands.held_out_hands(root)) == 4
 
 
 def test_variants_by_name():
