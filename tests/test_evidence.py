@@ -186,6 +186,8 @@ def test_bad_boxes_are_refused_by_name(boxes, message):
         ({"side": "Left"}, "side: expected 'right', 'left' or None"),
         ({"score": 1.5}, "score: expected a number in"),
         ({"score": float("nan")}, "score: expected a number in"),
+        ({"noise_px": -1}, "noise_px: expected pixels >= 0 or None, got -1"),
+        ({"noise_px": float("inf")}, "noise_px: expected pixels >= 0"),
         ({"confidence": np.ones(20)}, r"got \(21, 2\) and \(20,\)"),
     ],
 )

@@ -13,15 +13,14 @@ import torch
 import dhpe_fast
 from dhpe_fast.conventions import BORDER_GREY, MIDDLE_MCP
 from dhpe_fast.evidence import HandEvidence, evidence_source, sources
-from dhpe_fast.evidence.networks import NetworkEvidence
+from dhpe_fast.evidence.networks import LEAST_NOISE, NetworkEvidence
+from dhpe_fast.nets.heatmaps import SIGMA
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 """A right hand and a left one."""
 GRID = np.array([((j % 5) / 4, (j // 5) / 4) for j in range(21)])
 """Joints of a right hand, spread over its rectangle from border to border; the middle MCP is near its right border."""
 CELLS = 96
-SIGMA = 0.06
-"""Width of a peak, by the crop's side."""
 
 
 def locate(network, image_rgb: np.ndarray, max_hands: int) -> list[SimpleNamespace]:
@@ -110,8 +109,6 @@ def test_each_hand_is_read_in_its_place_and_of_its_side():
     for side, rectangle in (("right", RIGHT_ONE), ("left", LEFT_ONE)):
         # A pixel of the crop is at most 1.8 px of the image; the peaks between cells are found by parabolas.
         np.testing.assert_allclose(hands[side].joints2d_px, joints_in(rectangle, side), atol=2)
-    # The peaks are between cells.
-    assert (hands["right"].confidence > 0.85).all()
     assert hands["right"].score == pytest.approx(120 * 150 / 20_000)
 
 
@@ -146,9 +143,27 @@ def test_a_hand_whose_joints_are_unsure_is_not_reported():
     assert source(RectanglePose(peak=0.5), min_confidence=0.6)(image) == []
 
 
-def test_a_peak_above_one_is_full_confidence():
-    (hand,) = source(RectanglePose(peak=1.5))(picture((RIGHT_ONE, RED)))
-    np.testing.assert_array_equal(hand.confidence, np.ones(21))
+def test_a_peak_says_how_exact_a_joint_is():
+    """By the definition: the mean of the maps of many places drawn about the joint has the peak that is inverted."""
+    spread, ticks = 0.05, (np.arange(401) - 200) / 1000
+    places = np.random.default_rng(0).normal(0, spread, (2000, 2))
+    maps_x, maps_y = (np.exp(-(((ticks[:, None] - places[:, axis]) / SIGMA) ** 2)) for axis in (0, 1))
+    peak = (maps_y @ maps_x.T / len(places)).max()
+    (hand,) = source(RectanglePose(peak=peak))(picture((RIGHT_ONE, RED)))
+    crop_px = 1.5 * 150
+    assert hand.noise_px == pytest.approx(crop_px * np.hypot(spread, LEAST_NOISE), rel=0.05)
+    np.testing.assert_allclose(hand.confidence, np.ones(21), atol=0.1)  # relative to the surest joint
+
+
+def test_unsure_joints_count_as_much_less_as_their_variance_is_larger():
+    pose = RectanglePose(peak=1.5)
+    sure = pose._maps
+    pose._maps = lambda image: sure(image).clamp(max=1) * torch.where(torch.arange(21) == 8, 0.5, 1.0)[:, None, None]
+    (hand,) = source(pose)(picture((RIGHT_ONE, RED)))
+    expected = np.ones(21)
+    expected[8] = LEAST_NOISE**2 / (LEAST_NOISE**2 + SIGMA**2 / 2)
+    np.testing.assert_allclose(hand.confidence, expected, rtol=1e-6)
+    assert hand.noise_px == pytest.approx(1.5 * 150 * LEAST_NOISE, rel=0.02)
 
 
 def test_a_picture_without_hands_gives_an_empty_list():
@@ -176,7 +191,7 @@ def test_boxes_say_where_to_look_and_give_the_order():
     assert (first.side, second.side) == ("left", "right")
     np.testing.assert_allclose(first.joints2d_px, joints_in(LEFT_ONE, "left"), atol=2)
     np.testing.assert_allclose(second.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=2)
-    assert first.score == pytest.approx(first.confidence.mean())
+    assert 0.85 < first.score <= 0.9, "the mean peak"
 
 
 @pytest.mark.parametrize(("colour", "side", "rectangle"), [(RED, "right", RIGHT_ONE), (GREEN, "left", LEFT_ONE)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,7 +22,8 @@ class HandEvidence:
 
     Raises:
         ValueError: for another shape; a confidence outside [0, 1]; a trusted joint that is not finite; fewer than
-            four trusted joints, or all of them at one point; an unknown side; a score outside [0, 1].
+            four trusted joints, or all of them at one point; an unknown side; a score outside [0, 1]; a noise that is
+            negative or not finite.
     """
 
     joints2d_px: np.ndarray
@@ -32,6 +34,9 @@ class HandEvidence:
     """Which hand it is, if the source can tell."""
     score: float = 1.0
     """How sure the source is that this is a hand, in [0, 1]."""
+    noise_px: float | None = None
+    """Standard deviation of the coordinates of a joint of confidence 1, pixels; of confidence c it is larger by
+    1 / sqrt(c). None where the source does not know."""
 
     def __post_init__(self) -> None:
         joints, confidence = checked_joints(self.joints2d_px, self.confidence, "HandEvidence")
@@ -43,6 +48,11 @@ class HandEvidence:
         object.__setattr__(self, "joints2d_px", joints)
         object.__setattr__(self, "confidence", confidence)
         object.__setattr__(self, "score", score)
+        if self.noise_px is not None:
+            noise_px = float(self.noise_px)
+            if not 0 <= noise_px < math.inf:
+                raise ValueError(f"HandEvidence.noise_px: expected pixels >= 0 or None, got {self.noise_px!r}")
+            object.__setattr__(self, "noise_px", noise_px)
 
 
 class EvidenceSource(Protocol):

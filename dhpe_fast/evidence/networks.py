@@ -20,7 +20,7 @@ from dhpe_fast.evidence.find import Find, distinct, overlap
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence
 from dhpe_fast.hand.camera import CropBox
-from dhpe_fast.nets.heatmaps import joints_from_heatmaps
+from dhpe_fast.nets.heatmaps import SIGMA, joints_from_heatmaps
 
 if TYPE_CHECKING:
     from dhpe_fast.nets import DHPE
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from dhpe_fast.nets.locator import Locator
 
 SURE = 0.3
-"""From this confidence on a joint counts as seen where the second crop is laid around the joints."""
+"""From this peak on a joint counts as seen where the second crop is laid around the joints."""
 MIN_CONFIDENCE = 0.3
-"""A hand whose joints are less sure than this on average is none."""
+"""A hand whose mean peak is lower is none."""
+MIN_PEAK = 0.01
+"""A lower peak says no more than this one."""
+LEAST_NOISE = 0.01
+"""Standard deviation of the coordinates of the surest joints, by the side of the crop: a third of a cell."""
 BOX_VIEW = 2.0
 """Side of the square in which the locator looks for the hand in a box of the caller's, by the box's longer side."""
 BOX_OVERLAP = 0.3
@@ -43,15 +47,17 @@ _SIDES: tuple[Side, ...] = ("right", "left")
 class NetworkEvidence:
     """An evidence source (:class:`~dhpe_fast.evidence.EvidenceSource`) on the networks that ship with the package.
 
-    It names the side of each hand. The confidence of a joint is the largest value of its heat map; a hand whose joints
-    are unsure on average is not reported. Score: the locator's, with boxes the mean confidence.
+    It names the side of each hand. How exact a joint is follows from the peak of its heat map: f_J2D is trained by
+    squares, so that its answer is the mean of the maps exp(-d^2 / sigma^2) over all places where the joint may be. If
+    these are spread normally, by u along each axis, the peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with peaks that
+    are low on average is not reported. Score: the locator's; with boxes the mean peak.
 
     Args:
         locator: finds hands; None is ``pretrained.locator()``, read at the first image.
         dhpe: its f_J2D reads joints; None is ``pretrained.dhpe()``, read at the first image.
         device: where these two compute; networks that are given stay where they are.
         max_hands: the most hands looked for where no boxes are given.
-        min_confidence: mean confidence of the joints from which a hand is reported, in [0, 1].
+        min_confidence: mean peak of the joints from which a hand is reported, in [0, 1].
     """
 
     def __init__(
@@ -85,10 +91,10 @@ class NetworkEvidence:
                 located = self._locate(image_rgb)
                 finds = self._read(image_rgb, [[_Look.at(hand.box_px, hand.side)] for hand in located])
                 scored = [replace(f, score=hand.score) for f, hand in zip(finds, located, strict=True) if f is not None]
-                return [find.evidence() for find in distinct(scored)]
+                return [_evidence(find) for find in distinct(scored)]
             boxes = given_boxes(boxes, image_rgb.shape[:2])
             looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
-            return [find.evidence() for find in self._read(image_rgb, looks) if find is not None]
+            return [_evidence(find) for find in self._read(image_rgb, looks) if find is not None]
 
     def _locate(self, image_rgb: np.ndarray) -> list[LocatedHand]:
         from dhpe_fast.nets.locate import locate
@@ -107,7 +113,7 @@ class NetworkEvidence:
             return _SIDES
         return (seen[int(np.argmax(overlaps))].side,)
 
-    def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[Find | None]:
+    def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[_Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
         finds = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
         first = [max([next(finds) for _ in looks], key=_score) for looks in candidates]
@@ -116,8 +122,8 @@ class NetworkEvidence:
         best = {n: max(first[n], find, key=_score) for n, find in second.items()}
         return [best[n] if n in best and best[n].score >= self._min_confidence else None for n in range(len(first))]
 
-    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[Find]:
-        """The joints in each crop, all crops at a time; the score is their mean confidence."""
+    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[_Reading]:
+        """The joints in each crop, all crops at a time; the score is the mean peak."""
         if not looks:
             return []
         dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
@@ -125,11 +131,11 @@ class NetworkEvidence:
         crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
         heatmaps = dhpe.pose2d(crops.to(device).permute(0, 3, 1, 2) / 255)[-1].float()
         joints = joints_from_heatmaps(heatmaps, size, subpixel=True).double().cpu().numpy() * (2 / size) - 1
-        confidence = heatmaps.flatten(2).amax(-1).clamp(0, 1).double().cpu().numpy()
+        peaks = heatmaps.flatten(2).amax(-1).clamp(0, 1).double().cpu().numpy()
         if dhpe.spec()["joint0"] == "palm":  # midway between wrist and middle MCP
             joints[:, 0] = 2 * joints[:, 0] - joints[:, MIDDLE_MCP]
-            confidence[:, 0] = np.minimum(confidence[:, 0], confidence[:, MIDDLE_MCP])
-        return [look.find(*read) for look, *read in zip(looks, joints, confidence, strict=True)]
+            peaks[:, 0] = np.minimum(peaks[:, 0], peaks[:, MIDDLE_MCP])
+        return [look.find(*read) for look, *read in zip(looks, joints, peaks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class _Look:
         return cls(CropBox(tuple(center), CROP_MARGIN * extent), side)
 
     @classmethod
-    def around(cls, find: Find) -> _Look | None:
+    def around(cls, find: _Reading) -> _Look | None:
         """The paper's crop around joints that are sure; None where too few are."""
         sure = find.confidence >= SURE
         if sure.sum() < MIN_JOINTS or np.ptp(find.joints_px[sure], axis=0).max() < MIN_EXTENT_PX:
@@ -168,13 +174,27 @@ class _Look:
     def find(
         self,
         joints: np.ndarray,  # (21, 2) in the crop frame
-        confidence: np.ndarray,  # (21,)
-    ) -> Find:
+        peaks: np.ndarray,  # (21,)
+    ) -> _Reading:
         """What was read in the crop, in the image."""
         flip = np.array([-1.0 if self.side == "left" else 1.0, 1.0])
         joints_px = np.asarray(self.square.center_px) + 0.5 * self.square.size_px * flip * joints
-        return Find(joints_px, confidence, self.side, float(confidence.mean()))
+        return _Reading(joints_px, peaks, self.side, float(peaks.mean()), self.square.size_px)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading(Find):
+    """What was read in a crop; the confidences are the peaks of the heat maps."""
+
+    crop_px: float
+    """Side of the crop."""
 
 
 def _score(find: Find) -> float:
     return find.score
+
+
+def _evidence(find: _Reading) -> HandEvidence:
+    spread_sq = SIGMA**2 * (1 / np.maximum(find.confidence, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
+    noise_px = find.crop_px * float(np.sqrt(spread_sq.min()))
+    return HandEvidence(find.joints_px, spread_sq.min() / spread_sq, find.side, find.score, noise_px)
