@@ -48,6 +48,8 @@ SAME_HANDS = "regression, the same hands"
 HOW = Comparison()
 """Root-aligned, all 21 joints; Zimmermann and Brox's alignment (root and one bone) is given beside it."""
 ALSO = "zb2017"
+JOINTS2D = "f_J2D"
+"""Its 2D joints alone: no hand in space."""
 MEAN_OF = 1000
 """Training hands of which the mean skeleton is."""
 LIMITS_MM = np.linspace(0, 50, 101)
@@ -64,6 +66,7 @@ def generated(arguments: Namespace) -> None:
     if arguments.end_to_end and pretrained.available("locator") and pretrained.available("dhpe"):
         whole = measure_whole(root, crops, min(arguments.end_to_end, len(hands)))
         rows[END_TO_END] = whole.found
+    offsets_px = distances_px(rows.pop(JOINTS2D), HOW)
     table = [table_row(name, found) for name, found in rows.items()]
     print(as_text(table))
     result = {
@@ -73,6 +76,11 @@ def generated(arguments: Namespace) -> None:
         "given": {"crop": "labels", "side": "labels", "root_depth": "labels"},
         "refinement": {"iterations": networks.config.refinement.iterations},
         "rows": table,
+        "joints2d": {
+            "mean_px": float(offsets_px.nanmean()),
+            "half_width_px": half_width(offsets_px.nanmean(-1)),
+            "median_px": float(offsets_px.nanmedian()),
+        },
         "end_to_end": None if whole is None else whole.summary(),
     }
     _keep(rows, whole)
@@ -100,6 +108,7 @@ def measure(networks: Tested, crops: HandCrops, mean_skeleton: Tensor, n_refined
             estimate = model.estimate_mesh(evidence)
         regressed = of_params(model, batch, estimate.h)
         _add(parts, REGRESSION, regressed)
+        _add(parts, JOINTS2D, of_joints2d(batch, evidence.joints2d_px))
         if done < n_refined:
             refined = refiner(batch.images, estimate.h, estimate.joints2d_px)
             # Refinement answers to everything; where there was no estimate, there is none to refine.
@@ -116,6 +125,12 @@ def of_params(model: DHPE, batch: HandBatch, h: Tensor) -> Measured:  # (B, 63)
     with torch.no_grad():
         projection = model.project(h)
     return Measured.of(batch, projection.joints, projection.mask > 0.5)
+
+
+def of_joints2d(batch: HandBatch, joints2d_px: Tensor) -> Measured:  # (B, 21, 2) pixels of the crop
+    """2D joints alone, to be measured in the image."""
+    places = 2 * joints2d_px / batch.size - 1
+    return Measured.of(batch, torch.cat([places, torch.zeros_like(places[..., :1])], dim=-1))
 
 
 def fitted(model: DHPE, batch: HandBatch, evidence: Evidence) -> Measured:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_generated import FIT, HOW, REGRESSION, aucs_of_hands, fitted, of_params
+from accuracy_generated import FIT, HOW, JOINTS2D, REGRESSION, aucs_of_hands, fitted, of_joints2d, of_params
 from accuracy_hands import (
     WORK,
     Tested,
@@ -61,15 +61,10 @@ def measured(networks: Tested, hands: Dataset) -> dict[str, Measured]:
         with torch.no_grad():
             evidence = networks.model.estimate_evidence(batch.images)
             estimate = networks.model.estimate_mesh(evidence)
-        places = 2 * evidence.joints2d_px / batch.size - 1
-        flat = torch.cat([places, torch.zeros_like(places[..., :1])], dim=-1)
-        parts.setdefault(JOINTS2D, []).append(Measured.of(batch, flat))
+        parts.setdefault(JOINTS2D, []).append(of_joints2d(batch, evidence.joints2d_px))
         parts.setdefault(REGRESSION, []).append(of_params(networks.model, batch, estimate.h))
         parts.setdefault(FIT, []).append(fitted(networks.model, batch, evidence))
     return {name: Measured.joined(found) for name, found in parts.items()}
-
-
-JOINTS2D = "2D joints"
 
 
 def row(tone: float, found: dict[str, Measured], all_tones: list[dict[str, Measured]]) -> dict[str, Any]:

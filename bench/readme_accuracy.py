@@ -92,7 +92,13 @@ def accuracy_table() -> str:
     cells = [(text, *(_score(row, key) for row in rows)) for key, text in SCORES.items()]
     missing = ("no answer, counted as infinitely far", *(str(row["missing"]) for row in rows))
     recipe = f"{_recipe(result['data']['recipe'])}; {result['networks']}; commit {result['run']['commit']}."
-    return f"{markdown(head, *cells, missing)}\n\n{recipe}{_end_to_end(result)}{_picture('accuracy_generated_pck')}"
+    seen = result["joints2d"]
+    joints2d = (
+        f" The 2D joints of f_J2D are off by {seen['mean_px']:.1f} ± {seen['half_width_px']:.1f} px of a 224 crop, half of "
+        f"them by less than {seen['median_px']:.1f} px."
+    )
+    text = f"{recipe}{joints2d}{_end_to_end(result)}"
+    return f"{markdown(head, *cells, missing)}\n\n{text}{_picture('accuracy_generated_pck')}"
 
 
 def ablations_table() -> str:
