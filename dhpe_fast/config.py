@@ -107,6 +107,8 @@ class Loss(_Section):
     feature: NonNegativeFloat = 1.0
     silhouette: NonNegativeFloat = 1.0
     refine: NonNegativeFloat = 1.0
+    heatmap_measure: Literal["squared", "entropy"] = "squared"
+    """How heat maps are compared with their targets: by Eq. 3, or for a "unet" by ``losses.heatmap_entropy_loss``."""
     heatmap: NonNegativeFloat = 1.0
     """Of Eq. 3, which trains the 2D pose network alone; 0 leaves that as it is. Where all other weights are 0, nothing
     else is trained, and nothing else runs."""

@@ -83,6 +83,39 @@ def heatmap_loss(
     return sum(_squared_norm(pair, 3, {"valid": valid}, reduction) for pair in pairs)
 
 
+def heatmap_entropy_loss(
+    heatmaps: Tensor,  # (*batch, 21, H, W) >= 0
+    heatmaps_gt: Tensor,  # (*batch, 21, H, W)
+    mass: float,
+    valid: Tensor | None = None,  # (*batch, 21) bool
+) -> Tensor:
+    """In the place of Eq. 3 for maps that are distributions: their cross-entropy against the targets, (*batch,).
+
+    Both maps sum up to `mass` for a joint inside of the crop; what is missing is the share outside. The mean over the
+    joints that are annotated, of each the cross-entropy less that of a perfect answer, so that the least value is 0.
+    Squares of the differences (Eq. 3) hardly tell a wrong guess from none while most cells are zero; this does.
+
+    Args:
+        heatmaps: the network's output.
+        heatmaps_gt: the maps that it should give.
+        mass: what a whole map sums up to.
+        valid: which joints are annotated.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape, or `mass` is not positive.
+    """
+    if not mass > 0:
+        raise ValueError(f"mass: expected a positive number, got {mass!r}")
+    pair = {"heatmaps": heatmaps, "heatmaps_gt": heatmaps_gt}
+    found, wanted, _ = _comparable(pair, 3, {"valid": valid})
+    shares, truth = (torch.cat([m.flatten(-2), mass - m.sum((-2, -1))[..., None]], -1) / mass for m in (found, wanted))
+    truth = truth.clamp_min(0)
+    # Below the smaller bound the sum that the share outside is the rest of has rounding errors alone.
+    logs = torch.cat([shares[..., :-1].clamp_min(1e-30), shares[..., -1:].clamp_min(1e-6)], -1).log()
+    terms = (torch.special.xlogy(truth, truth.clamp_min(1e-30)) - truth * logs).sum(-1)
+    return terms.mean(-1) if valid is None else (terms * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+
+
 def joints2d_refine_loss(
     joints2d_px: Tensor,  # (*batch, 21, 2)
     joints2d_gt_px: Tensor,  # (*batch, 21, 2)

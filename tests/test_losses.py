@@ -14,6 +14,7 @@ from dhpe_fast.losses import (
     articulation_loss,
     cotangent_laplacian,
     feature_loss,
+    heatmap_entropy_loss,
     heatmap_loss,
     joints2d_refine_loss,
     laplacian_loss,
@@ -348,3 +349,30 @@ def test_the_laplacian_keeps_its_digits_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = laplacian_loss(verts, laplacian)
     torch.testing.assert_close(found, laplacian_loss(verts, laplacian))
+
+
+# --- Maps that are distributions ------------------------------------------------------------------------------
+
+
+def test_cross_entropy_of_maps_by_hand():
+    """Two cells and the outside: truth (1/2, 1/4, 1/4), found (1/4, 1/4, 1/2), of mass 4."""
+    truth = torch.tensor([[[[2.0, 1.0]]]], dtype=torch.float64)
+    found = torch.tensor([[[[1.0, 1.0]]]], dtype=torch.float64)
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.25 * math.log(0.25 / 0.25) + 0.25 * math.log(0.25 / 0.5)
+    torch.testing.assert_close(heatmap_entropy_loss(found, truth, 4.0), torch.tensor([by_hand], dtype=torch.float64))
+    torch.testing.assert_close(heatmap_entropy_loss(truth, truth, 4.0), torch.zeros(1, dtype=torch.float64))
+
+
+def test_cross_entropy_counts_annotated_joints_alone_and_pulls_from_far_away():
+    truth = torch.zeros(1, 2, 1, 3)
+    truth[..., 0] = 4.0
+    logits = torch.tensor([[[[-60.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]]], requires_grad=True)
+    maps = 4 * torch.cat([logits.flatten(2), torch.zeros(1, 2, 1)], -1).softmax(-1)[..., :3].unflatten(2, (1, 3))
+    valid = torch.tensor([[True, False]])
+    loss = heatmap_entropy_loss(maps, truth, 4.0, valid)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(60 + math.log(3), rel=1e-5)
+    torch.testing.assert_close(logits.grad[0, 0, 0, 0], torch.tensor(-1.0))  # share 0 instead of 1
+    assert (logits.grad[0, 1] == 0).all()
+    with pytest.raises(ValueError, match="mass: expected a positive number, got 0"):
+        heatmap_entropy_loss(maps, truth, 0)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dhpe_fast.losses import heatmap_entropy_loss
 from dhpe_fast.nets import DHPE, UNetPose2D, heatmap_targets, joints_from_heatmaps
+from dhpe_fast.nets.heatmaps import heatmap_mass
 from dhpe_fast.nets.results import DHPEOutput
 
 
@@ -55,7 +57,7 @@ def test_it_learns_where_a_mark_is():
     for _ in range(60):
         images, joints2d_px = marked(32)
         target = heatmap_targets(joints2d_px, valid, 8, 32)
-        loss = (net(images)[0] - target).square().mean()
+        loss = heatmap_entropy_loss(net(images)[0], target, heatmap_mass(8)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,6 +65,17 @@ def test_it_learns_where_a_mark_is():
     with torch.no_grad():
         found = joints_from_heatmaps(net.eval()(images)[0], 32, subpixel=True)
     assert (found - joints2d_px).norm(dim=-1).mean() < 1.5  # a cell is four pixels
+
+
+def test_a_map_is_a_distribution_over_the_cells_and_the_outside():
+    torch.manual_seed(0)
+    net = UNetPose2D(width=0.25, input_size=64).eval()
+    torch.nn.init.normal_(net.head.weight, std=0.1)
+    shares = net(torch.rand(2, 3, 64, 64))[0].sum((-2, -1)) / heatmap_mass(16)
+    assert ((shares > 0) & (shares < 1)).all()
+    with torch.no_grad():
+        net.outside.fill_(1e6)
+    assert net(torch.rand(2, 3, 64, 64))[0].max() == 0  # every joint is outside
 
 
 def test_maps_stay_float32_under_autocast():

@@ -11,6 +11,8 @@ stands for one point of the crop, by ``anchor``:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -104,6 +106,11 @@ def heatmap_targets(
     # exp(-(dx^2 + dy^2) / sigma^2) is a product of one row and one column.
     along_x, along_y = (torch.exp(-(((cells_px - p[..., None]) / sigma_px) ** 2)) for p in place.unbind(-1))
     return (along_y * drawn)[..., :, None] * along_x[..., None, :]
+
+
+def heatmap_mass(size: int) -> float:
+    """Sum of the cells of a target whose joint lies well inside of the crop: pi sigma^2, in cells."""
+    return math.pi * (SIGMA * size) ** 2
 
 
 def _parabola_top(

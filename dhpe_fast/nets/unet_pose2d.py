@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhpe_fast.conventions import N_JOINTS_STD
+from dhpe_fast.nets.heatmaps import heatmap_mass
 from dhpe_fast.nets.pose2d import resized
 from dhpe_fast.nets.resnet import BasicBlock, check_images
 
@@ -27,6 +28,10 @@ class UNetPose2D(nn.Module):
     In the place of ``Pose2DNet`` (17.5 million parameters): 3.3 million and, at 128 pixels, 0.38 billion
     multiplications. Each block is that of ResNet-18 (He et al. 2016), skip connections are added (Newell et al. 2016),
     and the maps are twice as fine as those of the paper's network.
+
+    A map is the distribution of its joint over the cells, times the mass of a target (``heatmap_mass``): where the
+    joint is certain, it looks like its target, and where it is not, its peak is lower. What is missing of the mass is
+    the probability that the joint lies outside of the crop.
 
     Attributes:
         input_size: side to which images are resized, pixels.
@@ -60,13 +65,13 @@ class UNetPose2D(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(channels))
         self.up = nn.ModuleList(BasicBlock(c, c, stride=1) for c in channels[:-1])
         self.head = nn.Conv2d(channels[0], N_JOINTS_STD, 1)
+        self.outside = nn.Parameter(torch.zeros(N_JOINTS_STD))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.last_bn.weight)  # every block starts as its shortcut
-        # Maps are zero almost everywhere: the first ones are, too.
-        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.normal_(self.head.weight, std=1e-3)  # a joint may be anywhere at first
         nn.init.zeros_(self.head.bias)
 
     def forward(
@@ -75,8 +80,8 @@ class UNetPose2D(nn.Module):
     ) -> tuple[Tensor]:
         """Heat maps (B, 21, n, n), n = ``heatmap_size``, as the one stage of a ``Pose2DNet``.
 
-        Their values are near 1 at a joint and near 0 away from it; the layer that gives them stays float32 under
-        autocast.
+        Their values are near 1 at a joint that is certain, and near 0 away from it; the layer that gives them stays
+        float32 under autocast.
 
         Raises:
             TypeError, ValueError: if `images` is no floating-point tensor (B, 3, S, S).
@@ -93,4 +98,7 @@ class UNetPose2D(nn.Module):
         for finer, lateral, block in zip(levels[-2::-1], reversed(self.lateral), reversed(self.up), strict=True):
             x = block(finer + F.interpolate(lateral(x), scale_factor=2.0, mode="nearest"))
         with torch.autocast(x.device.type, enabled=False):
-            return (self.head(x.to(self.head.weight.dtype)),)
+            logits = self.head(x.to(self.head.weight.dtype))
+            outside = self.outside.expand(len(logits), -1)[..., None]
+            share = torch.cat([logits.flatten(2), outside], dim=2).softmax(dim=2)[..., :-1]
+            return (share.unflatten(2, logits.shape[2:]) * heatmap_mass(logits.shape[-1]),)

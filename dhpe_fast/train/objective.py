@@ -16,6 +16,7 @@ from dhpe_fast.losses import (
     articulation_loss,
     cotangent_laplacian,
     feature_loss,
+    heatmap_entropy_loss,
     heatmap_loss,
     joints2d_refine_loss,
     laplacian_loss,
@@ -24,6 +25,7 @@ from dhpe_fast.losses import (
     total_loss,
 )
 from dhpe_fast.nets import DHPE, DHPEOutput, heatmap_targets
+from dhpe_fast.nets.heatmaps import heatmap_mass
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class TrainingObjective(nn.Module):
 
     def _heatmap_term(self, batch: HandBatch, stages: tuple[Tensor, ...]) -> Tensor:  # (B,)
         targets = heatmap_targets(batch.joints2d_px, batch.valid, stages[-1].shape[-1], self.model.image_size)
+        if self.loss.heatmap_measure == "entropy":
+            return heatmap_entropy_loss(stages[-1], targets, heatmap_mass(stages[-1].shape[-1]), batch.valid)
         return heatmap_loss(stages, targets, batch.valid, reduction=self.loss.image_reduction)
 
     def _apply(self, fn, recurse: bool = True):
