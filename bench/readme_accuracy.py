@@ -93,10 +93,8 @@ def accuracy_table() -> str:
     missing = ("no answer, counted as infinitely far", *(str(row["missing"]) for row in rows))
     recipe = f"{_recipe(result['data']['recipe'])}; {result['networks']}; commit {result['run']['commit']}."
     seen = result["joints2d"]
-    joints2d = (
-        f" The 2D joints of f_J2D are off by {seen['mean_px']:.1f} ± {seen['half_width_px']:.1f} px of a 224 crop, half of "
-        f"them by less than {seen['median_px']:.1f} px."
-    )
+    mean, median = f"{seen['mean_px']:.1f} ± {seen['half_width_px']:.1f} px", f"{seen['median_px']:.1f} px"
+    joints2d = f" The 2D joints of f_J2D are off by {mean} of a 224 crop, half of them by less than {median}."
     text = f"{recipe}{joints2d}{_end_to_end(result)}"
     return f"{markdown(head, *cells, missing)}\n\n{text}{_picture('accuracy_generated_pck')}"
 

@@ -313,15 +313,15 @@ def test_a_mean_over_hands_without_an_answer_is_left_out(shown):
     whole = {"pictures": 500, "found": 0.97, "side_right": 0.9, "false_finds_per_picture": 0.05}
     data = {"recipe": {"seed": 0, "size_px": 192, "backgrounds": None}}
     shown["accuracy_generated"] = {
-        "run": RUN, "networks": "dhpe.pt", "data": data, "rows": rows, "end_to_end": whole
+        "run": RUN, "networks": "dhpe.pt", "data": data, "rows": rows, "end_to_end": whole,
+        "joints2d": {"mean_px": 6.04, "half_width_px": 0.16, "median_px": 3.14},
     }  # fmt: skip
     table = readme_accuracy.accuracy_table()
     assert "| fit, 2,000 hands | fit, end to end, 500 hands |" in table
     assert "| joints, root aligned, mean error, mm | 12.3 ± 0.6 |  |" in table
     assert "| AUC, 20 to 50 mm | 0.900 ± 0.012 | 0.900 ± 0.012 |" in table
-    assert (
-        "seed 0, size_px 192; dhpe.pt; commit abc1234. End to end, 500 pictures: the labelled hand is found in" in table
-    )
+    assert "seed 0, size_px 192; dhpe.pt; commit abc1234. The 2D joints of f_J2D are off by 6.0 ± 0.2 px of" in table
+    assert "less than 3.1 px. End to end, 500 pictures: the labelled hand is" in table
     assert "found in 97.0 %; of these the side is right in 90.0 %; 0.050 fits a picture are of no hand." in table
     figures = readme_accuracy.figure_rows()
     assert [figure for _, figure, _ in figures] == ["AUC 0.900; 12.3 mm; 0.800", "AUC 0.900; - mm; 0.700"]
