@@ -25,7 +25,8 @@ SKIN_TONES = (
 )
 """sRGB, light to dark; between them tones are mixed."""
 
-_FOREARM_M = 0.30
+FOREARM_M = 0.30
+"""Length of a drawn forearm."""
 _FOREARM_RINGS = 6
 _TOWARDS_CAMERA = -0.25
 """A forearm pointing more towards the camera (z of its unit axis) would hide the hand, and is left out."""
@@ -102,6 +103,23 @@ def hand_layer(
     )
 
 
+def forearm_axis(
+    model: HandModel,
+    verts_m: Tensor,  # (778, 3)
+) -> tuple[Tensor, Tensor]:
+    """Where the forearm begins (3,), metres, and its unit direction (3,), away from the hand."""
+    center = verts_m[model.wrist_index].mean(0)
+    axis = center - (model.joint_regressor @ verts_m)[MIDDLE_MCP]
+    return center, axis / torch.linalg.vector_norm(axis)
+
+
+def has_forearm(
+    axis: Tensor,  # (3,) camera frame
+) -> bool:
+    """Whether a forearm of this unit direction is drawn: not if it would hide the hand."""
+    return bool(axis[2] >= _TOWARDS_CAMERA)
+
+
 def skin_colors(model: HandModel, rng: np.random.Generator, tone: float | None = None) -> Tensor:
     """Random albedo of the vertices (778, 3); of a given `tone`, as of a random one, all else is the same."""
     any_tone = rng.uniform()
@@ -151,10 +169,8 @@ def _with_forearm(
     """Mesh and colours of the hand, continued from its border by a forearm; closed where that would hide it."""
     ring = model.wrist_index
     border = verts_m[ring]
-    center = border.mean(0)
-    axis = center - (model.joint_regressor @ verts_m)[MIDDLE_MCP]
-    axis = axis / torch.linalg.vector_norm(axis)
-    if axis[2] < _TOWARDS_CAMERA:
+    center, axis = forearm_axis(model, verts_m)
+    if not has_forearm(axis):
         return model.close_wrist(verts_m), model.faces_closed, torch.cat([colors, colors[ring].mean(0)[None]])
     skin = colors[ring].mean(0)
     rows = [(step, 1.0, skin) for step in range(1, _FOREARM_RINGS + 1)]
@@ -167,7 +183,7 @@ def _with_forearm(
     widen = (1 + 0.28 * torch.sin(1.4 * steps)) * border.new_tensor([factor for _, factor, _ in rows])[:, None, None]
     # The first rings still follow the border's slant, the last are perpendicular to the axis.
     slant = ((border - center) @ axis)[:, None] * axis
-    rings = center + (border - center - slant) * widen + slant * (1 - steps) + _FOREARM_M * steps * axis
+    rings = center + (border - center - slant) * widen + slant * (1 - steps) + FOREARM_M * steps * axis
     starts = [ring.long(), *(first + n * k + torch.arange(n) for k in range(len(rows)))]
     faces = [model.faces.long()]
     for near, far in pairwise(starts):

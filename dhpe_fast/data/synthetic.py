@@ -278,7 +278,8 @@ def _model(side: str) -> HandModel:
     return HandModel.default(side)
 
 
-def _sampled(side: str, recipe: Recipe, rng: np.random.Generator) -> PosedHand:
+def sampled_hand(side: str, recipe: Recipe, rng: np.random.Generator) -> PosedHand:
+    """A natural pose, a shape and an orientation."""
     model = _model(side)
     axes = joint_axes(model.rest_joints_m().double().numpy(), model.rest_tips_m().double().numpy(), side)
     pose = sample_poses(axes, 1, rng)[0]
@@ -308,14 +309,14 @@ def random_orientation(side: str, max_angle_deg: float, rng: np.random.Generator
 
 
 def _main_hand(side: str, recipe: Recipe, size: tuple[int, int], rng: np.random.Generator) -> tuple[_Hand, Pinhole]:
-    view = place(_model(side), _sampled(side, recipe, rng), size, rng, pinhole=True, span=rng.uniform(*recipe.span))
+    view = place(_model(side), sampled_hand(side, recipe, rng), size, rng, pinhole=True, span=rng.uniform(*recipe.span))
     return _Hand(view.model, view.verts_m, view.joints_m), view.camera
 
 
 def _other_hand(side: str, main: _Hand, recipe: Recipe, rng: np.random.Generator) -> _Hand:
     """The other hand of the person, beside the first or across it."""
     other = "left" if side == "right" else "right"
-    hand = _sampled(other, recipe, rng)
+    hand = sampled_hand(other, recipe, rng)
     mesh = _model(other)(hand.pose[None], hand.betas[None])
     turn = quaternion_to_matrix(hand.quat)
     root_m = mesh.joints_m[0].mean(0)
