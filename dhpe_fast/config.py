@@ -219,7 +219,35 @@ class LifterConfig(StreamConfig):
     """Drawn once, for each level of noise."""
 
 
-NETWORKS: dict[str, type[StreamConfig]] = {"lifter": LifterConfig}
+class WholePictureData(_Section):
+    """Pictures that are composed while the network is trained, of layers which the run draws itself, once."""
+
+    root: Path
+    """Folder of the layers; drawn where they are not there."""
+    n_training: PositiveInt
+    """Layers; a sixth of them are no hands."""
+    n_evaluation: PositiveInt
+    n_measured: PositiveInt = 1000
+    """Pictures of evaluation layers that are measured."""
+    seed: int = 0
+    """Of the layers."""
+    size_px: PositiveInt = 160
+    backgrounds: Path | None = None
+    """Folder of photographs, or "scikit-image" for those that the package carries; None draws all backgrounds."""
+    workers: NonNegativeInt = 1
+    """Processes that compose pictures."""
+
+
+class LocatorConfig(StreamConfig):
+    """One run of the network that finds hands in photographs, :class:`dhpe_fast.nets.locator.Locator`."""
+
+    network: Literal["locator"]
+    data: WholePictureData
+    width: PositiveInt = 32
+    """See :class:`~dhpe_fast.nets.locator.Locator`."""
+
+
+NETWORKS: dict[str, type[StreamConfig]] = {"lifter": LifterConfig, "locator": LocatorConfig}
 """What stands beside the key `network` -> the kind of configuration. Without that key it is a TrainConfig."""
 
 

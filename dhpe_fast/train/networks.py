@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from dhpe_fast.config import LifterConfig, StreamConfig, TrainConfig
+from dhpe_fast.config import LifterConfig, LocatorConfig, StreamConfig, TrainConfig
 from dhpe_fast.train.lifter import train_lifter
+from dhpe_fast.train.locator import train_locator
 from dhpe_fast.train.loop import train_dhpe
 from dhpe_fast.train.run_folder import Resume
 
-TRAINERS: dict[type, Callable[..., Path]] = {TrainConfig: train_dhpe, LifterConfig: train_lifter}
+TRAINERS: dict[type, Callable[..., Path]] = {
+    TrainConfig: train_dhpe,
+    LifterConfig: train_lifter,
+    LocatorConfig: train_locator,
+}
 """Kind of configuration -> ``trainer(config, run, *, resume, device)``, which returns the folder of the weights."""
 
 

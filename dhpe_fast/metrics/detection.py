@@ -1,0 +1,117 @@
+"""Found boxes against annotated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one picture, and what is there."""
+
+    boxes: np.ndarray
+    """(N, 4) left, top, right, bottom"""
+    scores: np.ndarray
+    """(N,) the higher, the surer"""
+    is_left: np.ndarray
+    """(N,) bool"""
+    boxes_gt: np.ndarray
+    """(M, 4)"""
+    is_left_gt: np.ndarray
+    """(M,) bool"""
+    counts_gt: np.ndarray
+    """(M,) bool: whether it is to be found; finding another one is neither right nor wrong"""
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The detections of a set, the surest first."""
+
+    scores: np.ndarray
+    """(D,)"""
+    is_right: np.ndarray
+    """(D,) bool: it is a hand that is to be found, and was not found by a surer one"""
+    side_is_right: np.ndarray
+    """(D,) bool: and the side, too"""
+    in_empty: np.ndarray
+    """(D,) bool: it is in a picture without any hand"""
+    n_hands: int
+    """to be found"""
+    n_empty: int
+    """pictures without any hand"""
+
+    def average_precision(self) -> float:
+        """The mean over the hands of the precision at which each is found; NaN without hands."""
+        if self.n_hands == 0:
+            return float("nan")
+        right = np.cumsum(self.is_right)
+        precision = right / np.arange(1, len(right) + 1)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        return float(best[self.is_right].sum() / self.n_hands)
+
+    def side_accuracy(self, least_score: float = -np.inf) -> float:
+        """Share of the hands found whose side is right; NaN if there are none."""
+        found = self.is_right & (self.scores >= least_score)
+        return float(self.side_is_right[found].mean()) if found.any() else float("nan")
+
+    def recall(self, least_score: float) -> float:
+        """Share of the hands that are found."""
+        return float((self.is_right & (self.scores >= least_score)).sum() / max(self.n_hands, 1))
+
+    def precision(self, least_score: float) -> float:
+        """Share of what is found that is a hand; NaN if nothing is found."""
+        found = self.scores >= least_score
+        return float(self.is_right[found].mean()) if found.any() else float("nan")
+
+    def false_alarms(self, least_score: float) -> float:
+        """Boxes found in each picture without hands."""
+        return float((self.in_empty & (self.scores >= least_score)).sum() / max(self.n_empty, 1))
+
+    def best_threshold(self) -> float:
+        """The score at which the harmonic mean of precision and recall is highest.
+
+        Raises:
+            ValueError: if nothing is found.
+        """
+        if len(self.scores) == 0:
+            raise ValueError("matches: expected detections to choose a threshold from, got none")
+        right = np.cumsum(self.is_right)
+        f1 = 2 * right / (np.arange(1, len(right) + 1) + self.n_hands)
+        return float(self.scores[f1.argmax()])
+
+
+def box_iou(
+    boxes: np.ndarray,  # (N, 4) left, top, right, bottom
+    others: np.ndarray,  # (M, 4)
+) -> np.ndarray:
+    """Intersection over union of each box and each other (N, M), float64; 0 for boxes of no area."""
+    boxes, others = np.asarray(boxes, float).reshape(-1, 1, 4), np.asarray(others, float).reshape(1, -1, 4)
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    common = np.clip(sides, 0, None).prod(-1)
+    areas = [np.clip(each[..., 2:] - each[..., :2], 0, None).prod(-1) for each in (boxes, others)]
+    return common / np.maximum(areas[0] + areas[1] - common, 1e-12)
+
+
+def match(pictures: Sequence[Detections], least_iou: float = 0.5) -> Matches:
+    """Which detections are right: the surest first, each takes the free hand which it overlaps most."""
+    found: list[tuple[float, bool, bool, bool]] = []
+    for picture in pictures:
+        overlap = box_iou(picture.boxes, picture.boxes_gt)
+        taken = np.zeros(len(picture.boxes_gt), bool)
+        empty = len(picture.boxes_gt) == 0
+        for k in np.argsort(-picture.scores, kind="stable"):
+            free = np.where(taken | ~picture.counts_gt, -1.0, overlap[k])
+            best = int(free.argmax()) if len(free) else -1
+            if best >= 0 and free[best] >= least_iou:
+                taken[best] = True
+                found.append((picture.scores[k], True, bool(picture.is_left[k] == picture.is_left_gt[best]), False))
+            elif not (~picture.counts_gt & (overlap[k] >= least_iou)).any():
+                found.append((picture.scores[k], False, False, empty))
+    columns = [np.array(column) for column in zip(*found, strict=True)] or [np.empty(0)] * 4
+    order = np.argsort(-columns[0], kind="stable")
+    n_hands = sum(int(picture.counts_gt.sum()) for picture in pictures)
+    n_empty = sum(len(picture.boxes_gt) == 0 for picture in pictures)
+    return Matches(columns[0][order], *(column[order].astype(bool) for column in columns[1:]), n_hands, n_empty)

@@ -1,0 +1,201 @@
+"""Training of the locator: targets, loss and measurement, on whole pictures that are composed while it runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from dhpe_fast.config import LocatorConfig
+from dhpe_fast.data.hand_layers import read_layers, write_layers
+from dhpe_fast.data.synthetic import SPLITS
+from dhpe_fast.data.whole_pictures import LabelledPicture, WholePictures
+from dhpe_fast.metrics.detection import Detections, match
+from dhpe_fast.nets.locate import candidates
+from dhpe_fast.nets.locator import REFERENCE_PX, STRIDE, Locator
+from dhpe_fast.train.run_folder import Resume
+from dhpe_fast.train.stream import Task, train_stream
+
+_PEAK_WIDTH = 0.12
+"""Standard deviation of a target's peak, by the geometric mean of the sides of the box."""
+_MIN_PEAK_CELLS = 0.7
+_MEASURED_BATCH = 64
+
+
+def train_locator(
+    config: LocatorConfig, run: str | os.PathLike[str], *, resume: Resume = False, device: str | None = None
+) -> Path:
+    """Trains the locator; the layers are drawn first where they are not there. See ``train.stream.train_stream``."""
+    _draw_layers(config)
+    evaluation = open_pictures(config, "evaluation")
+    held_out = [evaluation[number] for number in range(config.data.n_measured)]
+    task = Task(locator_loss, lambda step: batches(config, step), lambda network: measure(network, held_out))
+    return train_stream(run, lambda: Locator(config.width), task, config, resume=resume, device=device)
+
+
+def open_pictures(config: LocatorConfig, split: str) -> WholePictures:
+    """The pictures of a split: "training", or "evaluation", made of layers of its own."""
+    data = config.data
+    count = data.n_training if split == "training" else data.n_evaluation
+    layers = read_layers(data.root, split, seed=data.seed, count=count)
+    backgrounds = None if data.backgrounds is None else os.fspath(data.backgrounds)
+    size = (data.size_px, data.size_px)
+    return WholePictures(layers, split, seed=config.seed, backgrounds=backgrounds, size_px=size)
+
+
+def batches(config: LocatorConfig, step: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The training batches from a step on, without end."""
+    workers = config.data.workers
+    yield from DataLoader(
+        _Batches(config, step),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # leaves the global one alone
+    )
+
+
+class _Batches(IterableDataset):
+    """Every so many steps one is made by each worker, in turn."""
+
+    def __init__(self, config: LocatorConfig, step: int) -> None:
+        self.config, self.step = config, step
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = get_worker_info()
+        index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        pictures, size = open_pictures(self.config, "training"), self.config.optimisation.batch_size
+        for step in itertools.count(self.step + index, count):
+            yield collate([pictures[number] for number in range(step * size, (step + 1) * size)])
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def collate(pictures: Sequence[LabelledPicture]) -> dict[str, Tensor]:
+    """Images (B, 3, H, W) uint8 and boxes_px, is_left, counts of the hands (B, M, ...), filled up with zeros."""
+    most = max(1, *(len(picture.boxes_px) for picture in pictures))
+    boxes = np.zeros((len(pictures), most, 4), np.float32)
+    flags = np.zeros((2, len(pictures), most), bool)
+    for k, picture in enumerate(pictures):
+        n = len(picture.boxes_px)
+        boxes[k, :n], flags[0, k, :n], flags[1, k, :n] = picture.boxes_px, picture.is_left, picture.counts
+    images = torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
+    is_left, counts = torch.from_numpy(flags)
+    return {"images": images, "boxes_px": torch.from_numpy(boxes), "is_left": is_left, "counts": counts}
+
+
+def locator_loss(network: Locator, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Terms of the loss: of the heat maps, the offsets and the sizes.
+
+    The first is the focal loss of Law and Deng 2018 (CornerNet, Eq. 1), which counts cells near a peak less; cells of
+    hands that may or may not be found count nothing. The others are absolute differences where a target is above a
+    half.
+    """
+    images = batch["images"].to(next(network.parameters()).device)
+    images = images.float().div(255).contiguous(memory_format=torch.channels_last)
+    maps = network(images)
+    boxes, is_left, counts = (batch[name].to(images.device) for name in ("boxes_px", "is_left", "counts"))
+    target = Target.of(boxes, is_left, counts, maps.logits.shape[2:])
+    n_hands = counts.sum().clamp(min=1)
+    heat, ignored = target.heat, target.ignored[:, None]
+    log_p, log_q = functional.logsigmoid(maps.logits), functional.logsigmoid(-maps.logits)
+    p = maps.logits.sigmoid()
+    found = (1 - p) ** 2 * log_p * (heat == 1)
+    other = (1 - heat) ** 4 * p**2 * log_q * (heat < 1) * ~ignored
+    weight = torch.where(target.near > 0.5, target.near, 0.0)[:, None]
+    total = weight.sum().clamp(min=1)
+    return {
+        "heat": -(found + other).sum() / n_hands,
+        "offset": 0.5 * (weight * (maps.offset - target.offset).abs()).sum() / total,
+        "size": (weight * (maps.log_size - target.log_size).abs()).sum() / total,
+    }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the maps should be."""
+
+    heat: Tensor
+    """(B, 2, h, w) 1 at the cells of the centres of right and of left hands"""
+    near: Tensor
+    """(B, h, w) the same of the nearest hand, whichever it is"""
+    ignored: Tensor
+    """(B, h, w) bool"""
+    offset: Tensor
+    """(B, 2, h, w) of that hand"""
+    log_size: Tensor
+    """(B, 2, h, w) of that hand"""
+
+    @classmethod
+    def of(
+        cls,
+        boxes_px: Tensor,  # (B, M, 4)
+        is_left: Tensor,  # (B, M)
+        counts: Tensor,  # (B, M)
+        cells: tuple[int, int],
+    ) -> Target:
+        """Of the hands of a batch; those of no size are none."""
+        cells_of = boxes_px / STRIDE
+        size = (cells_of[..., 2:] - cells_of[..., :2]).clamp(min=1e-3)
+        centre = (cells_of[..., 2:] + cells_of[..., :2]) / 2
+        y, x = (torch.arange(n, device=boxes_px.device) + 0.5 for n in cells)
+        dx = x - centre[..., None, 0:1]  # (B, M, 1, w)
+        dy = y[:, None] - centre[..., None, 1:2]  # (B, M, h, 1)
+        sigma = (_PEAK_WIDTH * size.prod(-1).sqrt()).clamp(min=_MIN_PEAK_CELLS)[..., None, None]
+        peak = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2))
+        peak = torch.where((dx.abs() <= 0.5) & (dy.abs() <= 0.5), 1.0, peak.clamp(max=0.999))
+        peak = peak * counts[..., None, None]
+        near, whose = peak.max(1)
+        heat = torch.stack([(peak * side[..., None, None]).amax(1) for side in (~is_left, is_left)], 1)
+        inside = (dx.abs() <= size[..., None, 0:1] / 2) & (dy.abs() <= size[..., None, 1:2] / 2)
+        exists = boxes_px[..., 2] > boxes_px[..., 0]
+        ignored = (inside & (exists & ~counts)[..., None, None]).any(1)
+        offset = -torch.stack([v.expand_as(peak).gather(1, whose[:, None])[:, 0] for v in (dx, dy)], 1)
+        log_size = (size * (STRIDE / REFERENCE_PX)).log()[..., None, None].expand(*size.shape, *cells)
+        log_size = torch.stack([log_size[:, :, k].gather(1, whose[:, None])[:, 0] for k in range(2)], 1)
+        return cls(heat, near, ignored, offset, log_size)
+
+
+@torch.no_grad()
+def measure(network: Locator, pictures: Sequence[LabelledPicture]) -> dict[str, float]:
+    """Of one look at each picture: average precision at an IoU of a half, and at the best threshold, other measures."""
+    device = next(network.parameters()).device
+    detections = []
+    for first in range(0, len(pictures), _MEASURED_BATCH):
+        part = pictures[first : first + _MEASURED_BATCH]
+        images = collate(part)["images"].to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+        detections += [
+            Detections(found.boxes_px, found.scores, found.is_left, picture.boxes_px, picture.is_left, picture.counts)
+            for found, picture in zip(candidates(network(images)), part, strict=True)
+        ]
+    matches = match(detections)
+    threshold = matches.best_threshold() if len(matches.scores) else 1.0
+    return {
+        "average_precision": matches.average_precision(),
+        "threshold": threshold,
+        "precision": matches.precision(threshold),
+        "recall": matches.recall(threshold),
+        "side_accuracy": matches.side_accuracy(threshold),
+        "false_alarms": matches.false_alarms(threshold),
+    }
+
+
+def _draw_layers(config: LocatorConfig) -> None:
+    data = config.data
+    if all((data.root / f"{split}.npz").exists() for split in SPLITS):
+        return
+    with tqdm(desc="drawing layers", total=data.n_training + data.n_evaluation, disable=None) as shown:
+        write_layers(data.root, data.n_training, data.n_evaluation, seed=data.seed, on_layer=shown.update)

@@ -1,0 +1,132 @@
+"""Hands in whole photographs, with a network that knows its answer: where a red and green flag is."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dhpe_fast.nets.locate import locate, pyramid_sizes
+from dhpe_fast.nets.locator import REFERENCE_PX, STRIDE, LocatorMaps
+
+
+class Flags(nn.Module):
+    """Finds one flag of a red and a green half, exactly: red first is a right hand, green first a left one."""
+
+    def __init__(self, least_px: float = 12.0) -> None:
+        super().__init__()
+        self.least_px = least_px
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> LocatorMaps:
+        batch, _, height, width = images.shape
+        zeros = torch.zeros(batch, 2, height // STRIDE, width // STRIDE)
+        maps = LocatorMaps(zeros - 10, zeros.clone(), zeros.clone())
+        for k, (red, green, _) in enumerate(images):
+            coloured = (red - green).abs() > 0.5
+            if not coloured.any():
+                continue
+            rows, columns = (torch.nonzero(coloured.any(axis)).flatten() for axis in (1, 0))
+            low = torch.stack([columns[0], rows[0]]).float()
+            size = torch.stack([columns[-1], rows[-1]]).float() + 1 - low
+            if size.max() < self.least_px:
+                continue
+            x_red = torch.nonzero((red - green) > 0.5)[:, 1].float().mean()
+            side = int(x_red > low[0] + size[0] / 2)
+            centre = (low + size / 2) / STRIDE
+            for y, x in itertools.product(range(zeros.shape[2]), range(zeros.shape[3])):
+                offset = centre - torch.tensor((x + 0.5, y + 0.5))
+                if offset.abs().max() <= 1:  # as wide as the peaks of a network
+                    maps.logits[k, side, y, x] = 3.0 - float(offset.square().sum())
+                    maps.offset[k, :, y, x] = offset
+                    maps.log_size[k, :, y, x] = (size / REFERENCE_PX).log()
+        return maps
+
+
+def photograph(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Grey with a flag at left, top, right, bottom."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    left, top, right, bottom = box
+    image[top:bottom, left : (left + right) // 2] = (255, 0, 0)
+    image[top:bottom, (left + right) // 2 : right] = (0, 255, 0)
+    return image
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (200, 200), (131, 97), (1080, 1920)])
+def test_the_box_is_in_pixels_of_the_photograph(size):
+    box = tuple(int(share * side) for share, side in zip((0.35, 0.4, 0.55, 0.65), (*size[::-1],) * 2, strict=True))
+    [hand] = locate(Flags(), photograph(*size, box))
+    span = max(box[2] - box[0], box[3] - box[1])
+    assert hand.side == "right"
+    assert hand.box_px == pytest.approx(box, abs=0.03 * span)
+
+
+def test_the_mirrored_photograph_has_the_mirrored_hand_of_the_other_side():
+    image = photograph(300, 410, (50, 90, 130, 170))
+    [hand] = locate(Flags(), image)
+    [mirrored] = locate(Flags(), np.ascontiguousarray(image[:, ::-1]))
+    left, top, right, bottom = hand.box_px
+    assert (hand.side, mirrored.side) == ("right", "left")
+    assert mirrored.box_px == pytest.approx((410 - right, top, 410 - left, bottom), abs=0.2)
+    assert mirrored.score == pytest.approx(hand.score)
+
+
+def test_what_is_small_in_the_photograph_is_found_at_a_finer_level():
+    image = photograph(720, 1280, (700, 300, 740, 330))  # 5 of 160 pixels, 20 of 640
+    [hand] = locate(Flags(), image)
+    assert hand.box_px == pytest.approx((700, 300, 740, 330), abs=1.5)
+
+
+def test_a_photograph_without_hands_has_none():
+    assert locate(Flags(), np.full((240, 320, 3), 128, np.uint8)) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (0, 0)])
+def test_a_photograph_of_a_few_pixels_shows_no_hand(size):
+    assert locate(Flags(1), np.zeros((*size, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 900), (33, 20)])
+def test_small_and_narrow_photographs_are_looked_at(size):
+    assert locate(Flags(), np.full((*size, 3), 90, np.uint8)) == []
+
+
+def test_a_score_below_the_threshold_is_no_hand():
+    image = photograph(240, 320, (100, 80, 180, 150))
+    [hand] = locate(Flags(), image, threshold=0.5)
+    assert locate(Flags(), image, threshold=hand.score + 0.01) == []
+    assert locate(Flags(), image, max_hands=0) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), [(120, 160), (240, 320), (480, 640)]),
+        ((3000, 4000), [(120, 160), (240, 320), (480, 640)]),
+        ((224, 224), [(160, 160)]),
+        ((100, 50), [(100, 50)]),
+        ((2, 2000), [(2, 160), (2, 320), (2, 640)]),
+    ],
+)
+def test_the_pyramid_scales_down_only(size, expected):
+    assert pyramid_sizes(*size) == expected
+
+
+@pytest.mark.parametrize("image", [np.zeros((32, 32, 3), np.float32), "photo.jpg"])
+def test_other_types_than_bytes_are_refused(image):
+    with pytest.raises(TypeError, match="image_rgb"):
+        locate(Flags(), image)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 32, 4)])
+def test_other_shapes_than_rgb_are_refused(shape):
+    with pytest.raises(ValueError, match="image_rgb"):
+        locate(Flags(), np.zeros(shape, np.uint8))
+
+
+def test_a_negative_number_of_hands_is_refused():
+    with pytest.raises(ValueError, match="max_hands"):
+        locate(Flags(), np.zeros((32, 32, 3), np.uint8), max_hands=-1)
