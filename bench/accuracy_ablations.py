@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_generated import HOW, of_params, table_row
+from accuracy_generated import HOW, LIMITS_MM, of_params, table_row
 from accuracy_hands import (
     WORK,
     Tested,
@@ -24,23 +24,26 @@ from accuracy_hands import (
     first_training_hands,
     half_width,
     held_out_hands,
+    plot_path,
 )
 from common import DEVICE, run_facts, write_result
 
 from dhpe_fast.config import TrainConfig, load_config
 from dhpe_fast.data import HandCrops, open_dataset
+from dhpe_fast.metrics import pck_curve
+from dhpe_fast.plots import Curve, pck_plot, progress_plot
 from dhpe_fast.refinement import Refiner
 from dhpe_fast.scores import Measured, distances_mm
 from dhpe_fast.train import LAST, load_model, read_log, train
 
-FULL = "full"
+FULL, CONSTANT = "full", "constant weight of the shape loss"
 VARIANTS: dict[str, tuple[str, ...]] = {
     FULL: (),
     "without f_Ref": ("model.use_refiner=false",),
     # The paper's "w/o 2D losses", Kanazawa et al.'s framework: no evidence in 2D but features that no 2D loss has seen.
     "without f_Ref and 2D evidence": ("model.use_refiner=false", "model.use_joints2d=false", "loss.feature=0"),
     "without self-made instances": ("self_supervision.instances_per_seed=0",),
-    "constant weight of the shape loss": ("loss.gate.mode=constant",),
+    CONSTANT: ("loss.gate.mode=constant",),
     "without the shape loss": ("loss.silhouette=0",),
 }
 NETWORKS, REFINED = "networks", "refined"
@@ -48,35 +51,46 @@ SHOWN = ("epe_mm", "pa_mpjpe_mm", "auc_zb2017_20_50", "joints2d_px", "iou")
 
 
 def ablations(arguments: Namespace) -> None:
-    """Trains what is not trained yet, prints the table, writes bench/results/accuracy_ablations.json."""
+    """Trains what is not trained yet, prints the table, writes bench/results/accuracy_ablations.json and its plots."""
     folder = WORK / "ablations" if arguments.folder is None else arguments.folder
-    rows, errors = [], {}
+    rows, sets, errors, logs = [], {}, {}, {}
     for name, overrides in wanted(arguments.variants).items():
         config = variant(arguments, overrides)
         run = folder / name.replace(" ", "-")
         train(config, run, resume="auto", device=DEVICE)
         _, model = load_model(run, LAST)
-        networks = Tested(name, config, model.eval())
         root = config.data.validation[0].root
         hands = held_out_hands(root, arguments.hands)
-        found = measure(networks, crops_of(hands, config), arguments.refined)
-        errors[name] = {stage: distances_mm(own, HOW).nanmean(-1).numpy() for stage, own in found.items()}
-        steps = read_log(run, "train")
+        sets[name] = measure(Tested(name, config, model.eval()), crops_of(hands, config), arguments.refined)
+        errors[name] = {stage: distances_mm(own, HOW).nanmean(-1).numpy() for stage, own in sets[name].items()}
+        logs[name] = read_log(run, "validation")
         rows.append(
             {
                 "variant": name,
                 "overrides": list(overrides),
-                "steps": int(steps[-1]["step"]),
-                "minutes": sum(line["seconds"] for line in read_log(run, "validation")) / 60,
-                "scores": {stage: table_row(stage, own) for stage, own in found.items()},
-                "difference": {stage: difference(errors[name][stage], errors[FULL][stage]) for stage in found},
+                "steps": int(logs[name][-1]["step"]),
+                "minutes": sum(line["seconds"] for line in logs[name]) / 60,
+                "scores": {stage: table_row(stage, own) for stage, own in sets[name].items()},
+                "difference": {stage: difference(errors[name][stage], errors[FULL][stage]) for stage in sets[name]},
             }
         )
         print(as_text(rows[-1]))
-    facts = {"run": run_facts(), "data": data_facts(root, hands), "pose2d": str(arguments.pose2d)}
+    _plot(arguments.name, sets, logs)
+    facts = {"run": run_facts(), "data": data_facts(root, hands), "config": arguments.config}
     gain = difference(errors[FULL][NETWORKS][: len(errors[FULL][REFINED])], errors[FULL][REFINED])
-    own = {"refinement_gain": gain, "config": arguments.config, "changes": arguments.changes, "rows": rows}
-    print(f"-> {write_result(arguments.name, facts | own)}")
+    print(f"-> {write_result(arguments.name, {**facts, 'refinement_gain': gain, 'rows': rows})}")
+
+
+def _plot(name: str, sets: dict[str, dict[str, Measured]], logs: dict[str, list[dict[str, Any]]]) -> None:
+    """PCK of all variants without testing refinement, and Fig. 5(f): what the gate of Eq. 10 does over the epochs."""
+    curves = [
+        Curve(variant, LIMITS_MM, pck_curve(distances_mm(found[NETWORKS], HOW), LIMITS_MM))
+        for variant, found in sets.items()
+    ]
+    pck_plot(plot_path(f"{name}_pck"), curves, title="variants, without testing refinement")
+    gates = {variant: logs[variant] for variant in (FULL, CONSTANT) if variant in logs}
+    if CONSTANT in gates:
+        progress_plot(plot_path(f"{name}_gate"), gates)
 
 
 def wanted(names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:

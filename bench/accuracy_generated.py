@@ -28,13 +28,12 @@ from torch import Tensor
 
 import dhpe_fast
 from dhpe_fast import pretrained
-from dhpe_fast.conventions import MIDDLE_MCP
 from dhpe_fast.data import HandBatch, HandCrops, open_dataset
 from dhpe_fast.evidence import HandEvidence
+from dhpe_fast.evidence.networks import evidence_of, joints_and_peaks
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import auc, pck_curve
 from dhpe_fast.nets import DHPE
-from dhpe_fast.nets.heatmaps import joints_from_heatmaps
 from dhpe_fast.nets.mesh_estimator import initial_hand
 from dhpe_fast.nets.results import Evidence
 from dhpe_fast.plots import Curve, pck_plot
@@ -156,16 +155,12 @@ def fit_of(model: DHPE, batch: HandBatch, evidence: Evidence, index: int) -> Han
 
 
 def evidence_in_crop(model: DHPE, evidence: Evidence, index: int) -> HandEvidence | None:
-    """The 2D joints of one crop as ``evidence.NetworkEvidence`` reads them: confidence is the map's largest value."""
-    heatmaps = evidence.heatmaps[-1][index, None]
-    joints_px = joints_from_heatmaps(heatmaps, model.image_size, subpixel=True)[0].double().numpy()
-    confidence = heatmaps[0].flatten(1).amax(-1).clamp(0, 1).double().numpy()
-    if model.spec()["joint0"] == "palm":  # halfway from the wrist, which the hand model has, to the middle MCP
-        joints_px[0] = 2 * joints_px[0] - joints_px[MIDDLE_MCP]
-        confidence[0] = min(confidence[0], confidence[MIDDLE_MCP])
+    """The 2D joints of one crop, and how exact they are, as ``NetworkEvidence`` reads them; None of no hand."""
+    size = model.image_size
+    (joints,), (peaks,) = joints_and_peaks(evidence.heatmaps[-1][index, None].float(), model.spec()["joint0"])
     try:
-        return HandEvidence(joints_px, confidence, "right", float(confidence.mean()))
-    except ValueError:
+        return evidence_of(0.5 * size * (joints + 1), peaks, size, "right", float(peaks.mean()))
+    except ValueError:  # all joints are at one place
         return None
 
 

@@ -11,6 +11,7 @@ MANIFEST = RESULTS.parents[1] / "dhpe_fast" / "weights" / "manifest.json"
 SCORES = {
     "auc_zb2017_20_50": "AUC, 20 to 50 mm",
     "auc_zb2017_0_50": "AUC, 0 to 50 mm",
+    "auc_20_50_zb2017": "AUC, 20 to 50 mm, joint 0 and one bone aligned",
     "epe_mm": "joints, root aligned, mean error, mm",
     "pa_mpjpe_mm": "joints, Procrustes aligned, mm",
     "joints2d_px": "2D joints, px of a 224 crop",
@@ -117,7 +118,11 @@ def ablations_table() -> str:
     count = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     minutes = sum(row["minutes"] for row in result["rows"])
     origin = f"{count} steps each, {minutes:.0f} minutes in all on a shared machine; commit {result['run']['commit']}."
-    return f"{markdown(head, *rows)}\n\n{origin} {shown_gains(result)}"
+    pictures = _picture("accuracy_ablations_pck", "Share of joints within an error, of each variant")
+    pictures += _picture(
+        "accuracy_ablations_gate", "Test error and share of aligned hands over the epochs, as in Fig. 5(f)"
+    )
+    return f"{markdown(head, *rows)}\n\n{origin} {shown_gains(result)}{pictures}"
 
 
 def shown_gains(result: Result) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dhpe_fast import pretrained
 from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
@@ -42,6 +43,48 @@ BOX_OVERLAP = 0.3
 
 Side = Literal["right", "left"]
 _SIDES: tuple[Side, ...] = ("right", "left")
+
+
+def joints_and_peaks(
+    heatmaps: Tensor,  # (B, 21, n, n)
+    joint0: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What f_J2D has seen: joints (B, 21, 2) in the crop frame, and how high its maps are there, (B, 21) in [0, 1].
+
+    Args:
+        heatmaps: its last stage.
+        joint0: what it takes for joint 0. The answer has the wrist there, as the hand model.
+    """
+    joints = joints_from_heatmaps(heatmaps, 2, subpixel=True).double().cpu().numpy() - 1
+    peaks = heatmaps.flatten(2).amax(-1).clamp(0, 1).double().cpu().numpy()
+    if joint0 == "palm":  # midway between wrist and middle MCP
+        joints[:, 0] = 2 * joints[:, 0] - joints[:, MIDDLE_MCP]
+        peaks[:, 0] = np.minimum(peaks[:, 0], peaks[:, MIDDLE_MCP])
+    return joints, peaks
+
+
+def evidence_of(
+    joints_px: np.ndarray,  # (21, 2)
+    peaks: np.ndarray,  # (21,)
+    crop_px: float,
+    side: Side,
+    score: float,
+) -> HandEvidence:
+    """The evidence of one hand; how exact its joints are follows from the peaks, see :class:`NetworkEvidence`.
+
+    Args:
+        joints_px: in the image.
+        peaks: of their heat maps.
+        crop_px: side of the crop that these span, pixels of the image.
+        side: which hand it is.
+        score: how sure it is that this is a hand.
+
+    Raises:
+        ValueError: as ``HandEvidence``.
+    """
+    spread_sq = SIGMA**2 * (1 / np.maximum(peaks, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
+    noise_px = crop_px * float(np.sqrt(spread_sq.min()))
+    return HandEvidence(joints_px, spread_sq.min() / spread_sq, side, score, noise_px)
 
 
 class NetworkEvidence:
@@ -130,11 +173,7 @@ class NetworkEvidence:
         size, device = dhpe.image_size, next(dhpe.parameters()).device
         crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
         heatmaps = dhpe.pose2d(crops.to(device).permute(0, 3, 1, 2) / 255)[-1].float()
-        joints = joints_from_heatmaps(heatmaps, size, subpixel=True).double().cpu().numpy() * (2 / size) - 1
-        peaks = heatmaps.flatten(2).amax(-1).clamp(0, 1).double().cpu().numpy()
-        if dhpe.spec()["joint0"] == "palm":  # midway between wrist and middle MCP
-            joints[:, 0] = 2 * joints[:, 0] - joints[:, MIDDLE_MCP]
-            peaks[:, 0] = np.minimum(peaks[:, 0], peaks[:, MIDDLE_MCP])
+        joints, peaks = joints_and_peaks(heatmaps, dhpe.spec()["joint0"])
         return [look.find(*read) for look, *read in zip(looks, joints, peaks, strict=True)]
 
 
@@ -195,6 +234,4 @@ def _score(find: Find) -> float:
 
 
 def _evidence(find: _Reading) -> HandEvidence:
-    spread_sq = SIGMA**2 * (1 / np.maximum(find.confidence, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
-    noise_px = find.crop_px * float(np.sqrt(spread_sq.min()))
-    return HandEvidence(find.joints_px, spread_sq.min() / spread_sq, find.side, find.score, noise_px)
+    return evidence_of(find.joints_px, find.confidence, find.crop_px, find.side, find.score)
