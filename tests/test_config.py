@@ -134,7 +134,9 @@ def test_files_that_are_no_configuration(tmp_path, text):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match=r"no shipped configuration.*dhpe, lifter, locator, paper, pose2d, synthetic, tiny"):
+    with pytest.raises(
+        ConfigError, match=r"no shipped configuration.*dhpe, lifter, locator, paper, pose2d, synthetic, tiny"
+    ):
         load_config("huge")
 
 

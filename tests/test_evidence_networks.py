@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 import dhpe_fast
+from dhpe_fast import pretrained
 from dhpe_fast.conventions import BORDER_GREY, MIDDLE_MCP
-from dhpe_fast.evidence import HandEvidence, evidence_source, sources
+from dhpe_fast.evidence import HandEvidence, evidence_source, networks, sources
 from dhpe_fast.evidence.networks import LEAST_NOISE, NetworkEvidence
 from dhpe_fast.nets.heatmaps import SIGMA
 
@@ -76,7 +79,7 @@ class RectanglePose(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _rectangle_locator(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", SimpleNamespace(locate=locate))
+    monkeypatch.setattr(networks, "locate", locate)
 
 
 def source(pose: RectanglePose | None = None, **options) -> NetworkEvidence:
@@ -179,8 +182,7 @@ def test_the_most_hands_are_a_choice_and_the_surest_come_first():
 
 
 def test_one_hand_located_twice_counts_once(monkeypatch):
-    twice = SimpleNamespace(locate=lambda *given, **options: 2 * locate(*given, **options))
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", twice)
+    monkeypatch.setattr(networks, "locate", lambda *given, **options: 2 * locate(*given, **options))
     assert len(source()(picture((RIGHT_ONE, RED)))) == 1
 
 
@@ -196,7 +198,7 @@ def test_boxes_say_where_to_look_and_give_the_order():
 
 @pytest.mark.parametrize(("colour", "side", "rectangle"), [(RED, "right", RIGHT_ONE), (GREEN, "left", LEFT_ONE)])
 def test_where_the_locator_sees_no_hand_in_a_box_the_surer_joints_name_the_side(monkeypatch, colour, side, rectangle):
-    monkeypatch.setitem(sys.modules, "dhpe_fast.nets.locate", SimpleNamespace(locate=lambda *_, **__: []))
+    monkeypatch.setattr(networks, "locate", lambda *_, **__: [])
     (hand,) = source()(picture((rectangle, colour)), np.array([rectangle], dtype=float))
     assert hand.side == side
     np.testing.assert_allclose(hand.joints2d_px, joints_in(rectangle, side), atol=2)
@@ -235,6 +237,19 @@ def packaged(monkeypatch) -> RectanglePose:
 
 
 @pytest.fixture
+def untrained(tmp_path, monkeypatch) -> None:
+    """A package whose networks are small and have learnt nothing."""
+    options = {"depth": 18, "image_size": 64, "pose2d": "unet", "pose2d_width": 0.25, "pose2d_input_size": 64}
+    manifest = {}
+    for name, spec in (("dhpe", options), ("locator", {"width": 8})):
+        data = pretrained.packed(pretrained.blank(name, spec), spec)
+        (tmp_path / f"{name}.pt").write_bytes(data)
+        manifest[f"{name}.pt"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / pretrained.MANIFEST).write_text(json.dumps(manifest))
+    monkeypatch.setattr(pretrained, "shipped", pretrained.WeightsFolder(tmp_path))
+
+
+@pytest.fixture
 def no_mediapipe(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     for shared in (sources._best, sources._shared_mediapipe):
@@ -257,3 +272,17 @@ def test_auto_prefers_mediapipe_and_networks_are_asked_for_by_name(packaged, mon
     assert [hand.side for hand in evidence_source("auto")(image)] == ["left"]
     assert [hand.side for hand in evidence_source("networks")(image)] == ["right"]
     sources._best.cache_clear()
+
+
+def test_networks_that_have_learnt_nothing_find_nothing(untrained):
+    """The real classes, from the files of a package to the answer."""
+    image = picture((RIGHT_ONE, RED))
+    assert evidence_source("networks")(image) == []
+    assert evidence_source("networks")(image, [RIGHT_ONE]) == []
+
+
+def test_weights_that_are_missing_are_named_with_the_remedy(tmp_path, monkeypatch, no_mediapipe):
+    monkeypatch.setattr(pretrained, "shipped", pretrained.WeightsFolder(tmp_path))
+    for name in ("auto", "networks"):
+        with pytest.raises(pretrained.WeightsError, match=r"manifest\.json: cannot be read .*pip install --force-re"):
+            dhpe_fast.fit(picture(), evidence=name)

@@ -22,10 +22,10 @@ from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence
 from dhpe_fast.hand.camera import CropBox
 from dhpe_fast.nets.heatmaps import SIGMA, joints_from_heatmaps
+from dhpe_fast.nets.locate import LocatedHand, locate
 
 if TYPE_CHECKING:
     from dhpe_fast.nets import DHPE
-    from dhpe_fast.nets.locate import LocatedHand
     from dhpe_fast.nets.locator import Locator
 
 SURE = 0.3
@@ -90,10 +90,10 @@ def evidence_of(
 class NetworkEvidence:
     """An evidence source (:class:`~dhpe_fast.evidence.EvidenceSource`) on the networks that ship with the package.
 
-    It names the side of each hand. How exact a joint is follows from the peak of its heat map: f_J2D is trained by
-    squares, so that its answer is the mean of the maps exp(-d^2 / sigma^2) over all places where the joint may be. If
-    these are spread normally, by u along each axis, the peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with peaks that
-    are low on average is not reported. Score: the locator's; with boxes the mean peak.
+    It names the side of each hand. How exact a joint is follows from the peak of its heat map: what f_J2D is trained
+    towards, by squares or by cross-entropy, is the mean of the maps exp(-d^2 / sigma^2) over all places where the joint
+    may be. If these are spread normally, by u along each axis, the peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with
+    peaks that are low on average is not reported. Score: the locator's; with boxes the mean peak.
 
     Args:
         locator: finds hands; None is ``pretrained.locator()``, read at the first image.
@@ -140,8 +140,6 @@ class NetworkEvidence:
             return [_evidence(find) for find in self._read(image_rgb, looks) if find is not None]
 
     def _locate(self, image_rgb: np.ndarray) -> list[LocatedHand]:
-        from dhpe_fast.nets.locate import locate
-
         locator = pretrained.locator(self._device) if self._locator is None else self._locator
         return locate(locator, image_rgb, max_hands=self._max_hands)
 
