@@ -52,7 +52,8 @@ def failures(arguments: Namespace) -> None:
     kinds = [kinds_of(sample) for sample in hands]
     rows = by_kind(kinds, errors_mm)
     for row in rows:
-        print(f"{row['kind']:<18}{row['hands']:>6} hands  {row['epe_mm']:6.1f} +- {row['half_width_mm']:.1f} mm")
+        error, half = row["epe_mm"] or float("nan"), row["half_width_mm"] or float("nan")
+        print(f"{row['kind']:<18}{row['hands']:>6} hands  {error:6.1f} +- {half:.1f} mm")
     worst = [int(index) for index in worst_of_each(errors_mm, arguments.each)]
     sheets = {
         "worst": sheet(networks, crops, worst, [f"{errors_mm[k]:.0f} mm" for k in worst]),
@@ -73,15 +74,15 @@ def by_kind(kinds: list[list[str]], errors_mm: np.ndarray) -> list[dict[str, Any
     rows = []
     for kind in sorted({kind for own in kinds for kind in own}):
         of_kind = np.array([k for k, own in enumerate(kinds) if kind in own])
-        errors = np.where(np.isfinite(errors_mm[of_kind]), errors_mm[of_kind], np.nan)
+        errors, known = errors_mm[of_kind], np.isfinite(errors_mm[of_kind])
         rows.append(
             {
                 "kind": kind,
                 "hands": len(of_kind),
-                "missing": int(np.isnan(errors).sum()),
-                "epe_mm": float(np.nanmean(errors)),
+                "missing": int((~known).sum()),
+                "epe_mm": float(errors[known].mean()) if known.any() else None,
                 "half_width_mm": half_width(errors),
-                "worst": int(of_kind[np.nanargmax(errors)]),
+                "worst": int(of_kind[np.argmax(np.where(known, errors, -1.0))]),
             }
         )
     return sorted(rows, key=lambda row: -row["hands"])

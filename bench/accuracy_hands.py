@@ -239,11 +239,11 @@ def _second_hand(sample: Sample) -> bool:
 # ---- Uncertainty -----------------------------------------------------------------------------------------------------
 
 
-def half_width(values: Tensor | np.ndarray) -> float:
-    """Half of the 95 % interval of a mean over independent hands, by the normal distribution."""
+def half_width(values: Tensor | np.ndarray) -> float | None:
+    """Half of the 95 % interval of a mean over independent hands, taken as normal; None of fewer than two."""
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
-    return float(1.96 * known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+    return float(1.96 * known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
 def keep(name: str, **arrays: np.ndarray) -> Path:

@@ -185,10 +185,7 @@ def failures_table() -> str:
         return _not_measured("failures")
     head = ("kind", "hands", "fit, mean error, mm", "no answer")
     own = [row for row in result["kinds"] if "epe_mm" in row]
-    rows = [
-        (row["kind"], str(row["hands"]), f"{row['epe_mm']:.1f} ± {row['half_width_mm']:.1f}", str(row["missing"]))
-        for row in own
-    ]
+    rows = [(row["kind"], str(row["hands"]), _error(row), str(row["missing"])) for row in own]
     whole = [row for row in result["kinds"] if "share" in row]
     shares = ", ".join(f"{row['kind']} {100 * row['share']:.1f} %" for row in whole)
     text = markdown(head, *rows)
@@ -196,6 +193,12 @@ def failures_table() -> str:
         text += f"\n\nOf {plural(whole[0]['pictures'], 'whole picture')}: {shares}."
     pictures = "".join(_picture(f"accuracy_failures_{name}", alt) for name, alt in SHEETS.items())
     return f"{text}\n\nCommit {result['run']['commit']}.{pictures}"
+
+
+def _error(row: Row) -> str:
+    if row["epe_mm"] is None:
+        return ""
+    return f"{row['epe_mm']:.1f}" + ("" if row["half_width_mm"] is None else f" ± {row['half_width_mm']:.1f}")
 
 
 def _score(row: Row, key: str) -> str:
