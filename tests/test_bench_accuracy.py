@@ -17,6 +17,7 @@ import accuracy_ablations
 import accuracy_failures
 import accuracy_generated
 import accuracy_hands
+import accuracy_tones
 import accuracy_whole
 import readme_accuracy
 from accuracy_hands import (
@@ -41,6 +42,7 @@ from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets import heatmap_targets
+from dhpe_fast.scores import Measured
 
 
 def fit_at(joints2d_px, side="right", confidence=1.0):
@@ -181,6 +183,25 @@ def test_whole_pictures_are_measured_where_their_hands_are(drawn, monkeypatch):
     found_mm = accuracy_generated.distances_mm(whole.found, accuracy_generated.HOW)[1:]
     assert float(found_mm.mean()) < 25
     assert float(whole.found.iou[1:].min()) > 0.5
+
+
+def test_tones_are_compared_scene_by_scene(drawn):
+    """Estimates 2 and 6 px of a 224 crop to the right of the truth, in whichever scene: 2 px on either side of 4."""
+    crops = accuracy_hands.crops_of(accuracy_hands.held_out_hands(drawn), load_config("tiny", ["model.image_size=64"]))
+    batch = next(accuracy_hands.batches_of(crops))
+
+    def shifted(offset_px):
+        joints = batch.joints_crop + torch.tensor([2 * offset_px / 224, 0.0, 0.0])
+        found = Measured.of(batch, joints, batch.masks > 0.5)
+        return dict.fromkeys((accuracy_generated.JOINTS2D, accuracy_generated.REGRESSION, "fit"), found)
+
+    both = [shifted(2.0), shifted(6.0)]
+    light, dark = (accuracy_tones.row(tone, own, both) for tone, own in zip((0.0, 1.0), both, strict=True))
+    assert light["joints2d_px"] == pytest.approx(2.0, abs=1e-3)
+    assert dark["joints2d_difference_px"] == pytest.approx(2.0, abs=1e-3)
+    assert dark["joints2d_half_width_px"] == pytest.approx(0.0, abs=1e-3)  # alike in every scene
+    assert (dark["fit_iou"], dark["fit_missing"]) == (1.0, 0)
+    assert dark["fit_epe_mm"] < 1  # the roots are at one place, seen in perspective
 
 
 @pytest.fixture
