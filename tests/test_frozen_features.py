@@ -235,3 +235,17 @@ def test_bad_arguments_are_named(network, images, mask):
     for call in (term, term.value):
         with pytest.raises(ValueError, match=r"mask: .*\(1, 64, 64\)"):
             call(mask[:1])
+
+
+def test_f_and_its_frozen_copy_average_larger_images_down_alike():
+    torch.manual_seed(0)
+    features = FeatureExtractor(18, input_size=32).double().eval()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    smaller = images.detach().unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean((3, 5))
+    torch.testing.assert_close(features(images), features(smaller))
+    frozen = FrozenFeatures(features)
+    torch.testing.assert_close(frozen(images), features(smaller))
+    found, expected = (torch.autograd.grad(f(images).square().sum(), images)[0] for f in (frozen, features))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="features_size: expected None or a whole number of pixels >= 32, got 16"):
+        FeatureExtractor(18, input_size=16)

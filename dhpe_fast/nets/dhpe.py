@@ -29,6 +29,8 @@ class DHPESpec:
     """Of the ResNet F."""
     image_size: int = CROP_SIZE_PX
     """Side S of the crops in pixels."""
+    features_size: int | None = None
+    """Side in pixels to which F averages the crops down; None takes them as they are."""
     pose2d: Literal["posenet", "unet"] = "posenet"
     """f_J2D: the paper's ``Pose2DNet`` (Zimmermann and Brox 2017), or the smaller ``UNetPose2D``."""
     pose2d_width: float = 1.0
@@ -87,7 +89,7 @@ class DHPE(nn.Module):
         hand = hand.to(torch.get_default_dtype())
         self._spec = spec
         # Blocks that start as the identity keep the features of an untrained F, and so its first hand, in bounds.
-        self.features = FeatureExtractor(spec.depth, zero_init_residual=True)
+        self.features = FeatureExtractor(spec.depth, zero_init_residual=True, input_size=spec.features_size)
         self.pose2d = _pose2d_net(spec)
         self.mesh_estimator = MeshEstimator(
             self.features.n_features,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.nets.folded_convolution import FoldedConvolution, fold
-from dhpe_fast.nets.resnet import BasicBlock, Bottleneck, FeatureExtractor, check_images
+from dhpe_fast.nets.resnet import BasicBlock, Bottleneck, FeatureExtractor, averaged, check_images
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -35,6 +35,7 @@ class FrozenFeatures:
     Attributes:
         depth: number of layers of the ResNet.
         n_features: length of the feature vector.
+        input_size: side to which larger images are averaged down, as by the network.
         precision: torch's type of weights and feature maps.
     """
 
@@ -53,6 +54,7 @@ class FrozenFeatures:
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"precision: expected None or one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.depth, self.n_features = features.depth, features.n_features
+        self.input_size = features.input_size
         self.precision = features.conv1.weight.dtype if precision is None else PRECISIONS[precision]
         self._mean = features.mean.detach().clone()
         # (x - mean) / std is zero where x - mean is: with the std in the weights, the padding stays what it was.
@@ -71,7 +73,7 @@ class FrozenFeatures:
         """
         check_images(images)
         with torch.autocast(images.device.type, enabled=False):
-            centred = images.to(self._mean.dtype) - self._mean
+            centred = averaged(images.to(self._mean.dtype), self.input_size) - self._mean
             return _Features.apply(centred, self)
 
     def __repr__(self) -> str:

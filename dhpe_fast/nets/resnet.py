@@ -28,22 +28,27 @@ class FeatureExtractor(nn.Module):
     Attributes:
         depth: number of layers, as ResNets are called by it.
         n_features: length of the feature vector, 512 up to depth 34 and 2048 above.
+        input_size: side in pixels to which larger images are averaged down first; None takes them as they are.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, depth: int = 50, *, zero_init_residual: bool = False) -> None:
+    def __init__(self, depth: int = 50, *, zero_init_residual: bool = False, input_size: int | None = None) -> None:
         """Random weights: He's normal initialisation by fan-out; see ``load_imagenet``.
 
         Args:
             depth: 18, 34, 50, 101 or 152.
             zero_init_residual: start every block as the identity, its last scale at zero (Goyal et al. 2017).
+            input_size: see above; a quarter of the work for half of the side.
 
         Raises:
-            ValueError: if `depth` is another one.
+            ValueError: if `depth` is another one, or `input_size` is no whole number of at least 32 pixels.
         """
         super().__init__()
+        if input_size is not None and (not isinstance(input_size, int) or input_size < 32):
+            raise ValueError(f"features_size: expected None or a whole number of pixels >= 32, got {input_size!r}")
+        self.input_size = input_size
         if depth not in _ARCHITECTURES:
             raise ValueError(f"depth: expected one of {', '.join(map(str, _ARCHITECTURES))}, got {depth!r}")
         architecture = _ARCHITECTURES[depth]
@@ -74,7 +79,7 @@ class FeatureExtractor(nn.Module):
             TypeError, ValueError: if `images` is no floating-point tensor (B, 3, H, W).
         """
         check_images(images)
-        x = (images - self.mean) / self.std
+        x = (averaged(images, self.input_size) - self.mean) / self.std
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3), dtype=self.mean.dtype)
@@ -197,6 +202,16 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
     )
+
+
+def averaged(
+    images: Tensor,  # (B, 3, H, W)
+    size: int | None,
+) -> Tensor:
+    """The images averaged down to `size` pixels a side; smaller ones, and all for None, as they are. Differentiable."""
+    if size is None or max(images.shape[2:]) <= size:
+        return images
+    return torch.nn.functional.interpolate(images, (size, size), mode="area")
 
 
 def check_images(images: Tensor) -> None:
