@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import dhpe_fast
 from dhpe_fast import pretrained
 from dhpe_fast.data import HandBatch, HandCrops, open_dataset
 from dhpe_fast.evidence import HandEvidence
-from dhpe_fast.evidence.networks import evidence_of, joints_and_peaks
+from dhpe_fast.evidence.networks import evidence_of, joints_and_peaks, turned_heatmaps
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import auc, pck_curve
 from dhpe_fast.nets import DHPE
@@ -114,7 +115,7 @@ def measure(networks: Tested, crops: HandCrops, mean_skeleton: Tensor, n_refined
             h = torch.where(estimate.h.isfinite().all(-1, keepdim=True), refined.h, torch.nan)
             _add(parts, SAME_HANDS, regressed)
             _add(parts, REFINED, of_params(model, batch, h))
-        _add(parts, FIT, fitted(model, batch, evidence))
+        _add(parts, FIT, fitted(model, batch, as_it_is_read(model, batch, evidence)))
         done += len(batch)
     return {name: Measured.joined(found) for name, found in parts.items()}
 
@@ -130,6 +131,12 @@ def of_joints2d(batch: HandBatch, joints2d_px: Tensor) -> Measured:  # (B, 21, 2
     """2D joints alone, to be measured in the image."""
     places = 2 * joints2d_px / batch.size - 1
     return Measured.of(batch, torch.cat([places, torch.zeros_like(places[..., :1])], dim=-1))
+
+
+def as_it_is_read(model: DHPE, batch: HandBatch, evidence: Evidence) -> Evidence:
+    """With the heat maps that ``NetworkEvidence`` reads, of several turns of each crop."""
+    with torch.no_grad():
+        return replace(evidence, heatmaps=(turned_heatmaps(model, batch.images),))
 
 
 def fitted(model: DHPE, batch: HandBatch, evidence: Evidence) -> Measured:

@@ -56,7 +56,13 @@ class RectanglePose(torch.nn.Module):
         assert images.shape[1:] == (3, 128, 128)
         assert 0 <= float(images.min()) <= float(images.max()) <= 1
         self.looks.append(images)
-        return (torch.full((len(images), 21, CELLS, CELLS), -1.0), torch.stack([self._maps(one) for one in images]))
+        n = len(images) // 4
+        # The crops come in four turns; the rectangles' corners are read in the first one.
+        maps = torch.stack([self._maps(one) for one in images[:n]])
+        for turn in range(4):
+            assert images[turn * n : (turn + 1) * n].equal(images[:n].rot90(turn, (2, 3)))
+        turned = torch.cat([maps.rot90(turn, (2, 3)) for turn in range(4)])
+        return (torch.full((len(images), 21, CELLS, CELLS), -1.0), turned)
 
     def _maps(self, image: torch.Tensor) -> torch.Tensor:  # (3, 128, 128)
         shown = (image[:2] > 0.78).any(0)
@@ -119,7 +125,7 @@ def test_the_second_look_is_the_papers_crop_around_the_joints():
     pose = RectanglePose()
     source(pose)(picture((RIGHT_ONE, RED)))
     first, second = pose.looks
-    assert first.shape == second.shape == (1, 3, 128, 128)
+    assert first.shape == second.shape == (4, 3, 128, 128)
     shown = (second[0, 0] > 0.78).nonzero().float()
     left, top, right, bottom = RIGHT_ONE
     side_px = 1.5 * max(right - left, bottom - top)

@@ -42,7 +42,21 @@ BOX_OVERLAP = 0.3
 """The locator's hand is that of the box if they overlap by this, intersection over union."""
 
 Side = Literal["right", "left"]
+_TURNS = 4
 _SIDES: tuple[Side, ...] = ("right", "left")
+
+
+def turned_heatmaps(
+    dhpe: DHPE,
+    images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+) -> Tensor:
+    """The heat maps (B, 21, n, n) of f_J2D, as the mean of those of four quarter turns of each crop.
+
+    Hands have no upright position, so that these are four opinions; where they differ, the peaks are lower.
+    """
+    turned = torch.cat([images.rot90(turn, (2, 3)) for turn in range(_TURNS)])
+    parts = dhpe.pose2d(turned)[-1].float().chunk(_TURNS)
+    return torch.stack([part.rot90(-turn, (2, 3)) for turn, part in enumerate(parts)]).mean(dim=0)
 
 
 def joints_and_peaks(
@@ -52,7 +66,7 @@ def joints_and_peaks(
     """What f_J2D has seen: joints (B, 21, 2) in the crop frame, and how high its maps are there, (B, 21) in [0, 1].
 
     Args:
-        heatmaps: its last stage.
+        heatmaps: its last stage, or ``turned_heatmaps``.
         joint0: what it takes for joint 0. The answer has the wrist there, as the hand model.
     """
     joints = joints_from_heatmaps(heatmaps, 2, subpixel=True).double().cpu().numpy() - 1
@@ -170,7 +184,7 @@ class NetworkEvidence:
         dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
         size, device = dhpe.image_size, next(dhpe.parameters()).device
         crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
-        heatmaps = dhpe.pose2d(crops.to(device).permute(0, 3, 1, 2) / 255)[-1].float()
+        heatmaps = turned_heatmaps(dhpe, crops.to(device).permute(0, 3, 1, 2) / 255)
         joints, peaks = joints_and_peaks(heatmaps, dhpe.spec()["joint0"])
         return [look.find(*read) for look, *read in zip(looks, joints, peaks, strict=True)]
 
