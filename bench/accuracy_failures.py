@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import io
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,15 +28,16 @@ from accuracy_hands import (
     tested,
 )
 from common import run_facts, write_result
+from PIL import Image
 
 import dhpe_fast
+from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.data import HandCrops, apply_colour
 from dhpe_fast.data.loader import collate
-from dhpe_fast.io import save_image
 from dhpe_fast.viz import contact_sheet, draw_skeleton
 
-TILE_PX = 112
-MAX_BYTES = 300_000
+TILE_PX = 128
+MAX_BYTES, COLORS = 300_000, 128
 COLUMNS = 5
 
 
@@ -128,15 +131,16 @@ def whole_sheet(crops: HandCrops, columns: Any) -> tuple[np.ndarray, list[dict[s
     return contact_sheet(tiles, titles, COLUMNS, gap_px=4), rows
 
 
-def write_small(path: Any, picture: np.ndarray) -> None:
-    """A PNG of at most ``MAX_BYTES``: with fewer levels of each colour until it is."""
-    for levels in (256, 64, 32, 24, 16, 12):
-        step = 256 / levels
-        coarse = np.clip((np.floor(picture / step) + 0.5) * step, 0, 255).astype(np.uint8)
-        save_image(path, picture if levels == 256 else coarse)
-        if path.stat().st_size <= MAX_BYTES:
-            return
-    raise ValueError(f"{path}: {path.stat().st_size} bytes are more than {MAX_BYTES}")
+def write_small(path: Path, picture: np.ndarray) -> None:
+    """A PNG of at most ``MAX_BYTES``, of ``COLORS`` colours, and made smaller until it is."""
+    for percent in range(100, 20, -8):
+        size = [round(side * percent / 100) for side in picture.shape[1::-1]]
+        small = Image.fromarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+        stream = io.BytesIO()
+        small.quantize(COLORS, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+        if stream.tell() <= MAX_BYTES:
+            break
+    write_whole(path, stream.getvalue())
 
 
 def _tile(image: np.ndarray) -> np.ndarray:
