@@ -7,6 +7,7 @@
 #   make format   let both rewrite the files
 #   make cuda     compile the CUDA kernels for sm_80 and sm_90; skipped where there is no nvcc
 #   make bench    the benchmarks; tables go to bench/results
+#   make accuracy the networks that ship, on generated hands and on the photographs in $(PHOTOGRAPHS): docs/model-card.md
 #   make gpu-check  on a machine with a GPU and nvcc: every test and sanitizer on that GPU
 #   make gpu-bench  there, too: the benchmarks of the kernels, tables named by the device
 #   make clean    remove everything that the targets above made
@@ -19,6 +20,7 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 CUDA_ARCHS ?= 80;90
+PHOTOGRAPHS ?= ../shared/data/hands
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -34,7 +36,7 @@ SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette si
 GPU_BENCHES := bench_lbs bench_raster
 BENCH_SCRIPTS := roofline scaling bench_refine newton_against_descent bench_fit keypoint_fit silhouette_area silhouette_recovery
 
-.PHONY: help demo test sanitize lint format cuda bench gpu-check gpu-bench gpu-install clean install
+.PHONY: help demo test sanitize lint format cuda bench accuracy gpu-check gpu-bench gpu-install clean install
 .DELETE_ON_ERROR:
 
 help:
@@ -94,6 +96,12 @@ bench: install
 	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
 	$(BIN)/pytest bench --benchmark-only -q
 	for script in $(BENCH_SCRIPTS); do $(BIN)/python bench/$$script.py || exit 1; done
+	$(BIN)/python bench/readme_table.py
+
+accuracy: install
+	for what in generated failures tones "photographs --folder $(PHOTOGRAPHS)"; do \
+	  $(BIN)/python bench/accuracy.py $$what || exit 1; \
+	done
 	$(BIN)/python bench/readme_table.py
 
 # A build for the GPU at hand, and a torch that has CUDA.
