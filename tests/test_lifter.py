@@ -130,13 +130,6 @@ def test_bad_options_are_named(options):
         LifterSpec(**options)
 
 
-def test_its_spec_makes_it_again(model):
-    first = Lifter(SPEC, model)
-    second = Lifter.from_spec(first.spec())
-    second.load_state_dict(first.state_dict())
-    torch.testing.assert_close(second(some_joints().float()).pose, first(some_joints().float()).pose, rtol=0, atol=0)
-
-
 # --- The examples ---------------------------------------------------------------------------------------------
 
 

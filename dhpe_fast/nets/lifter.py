@@ -14,9 +14,7 @@ Scale and translation follow from the answer and the joints by least squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -112,15 +110,6 @@ class Lifter(nn.Module):
             axis = torch.nn.functional.normalize(joints_m[MIDDLE_MCP] - joints_m[0], dim=0)
             self.mean_pose.copy_(hand.hands_mean)
             self.along.copy_((joints_m @ axis) / 0.1)
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Lifter:
-        """The network of these options, with random weights; raises TypeError or ValueError for others."""
-        return cls(LifterSpec(**spec))
-
-    def spec(self) -> dict[str, Any]:
-        """Its options."""
-        return asdict(self.options)
 
     def forward(
         self,
