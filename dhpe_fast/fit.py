@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhpe_fast.alignment import StartViews, initial_states
+from dhpe_fast import first_estimate
 from dhpe_fast.conventions import CROP_SIZE_PX, MIDDLE_MCP
 from dhpe_fast.evidence import EvidenceSource, HandEvidence, SourceName, evidence_source, given_hands
 from dhpe_fast.hand import CropBox, HandModel, HandParams, Pinhole
@@ -37,13 +37,8 @@ from dhpe_fast.rotation import matrix_to_quaternion
 from dhpe_fast.stages import StageClock, stage_table
 from dhpe_fast.torch_settings import plain_torch
 
-STARTS = 10
-"""Distinct first alignments that are refined on the skeleton alone."""
-FINALISTS = 3
-"""Of these, how many are refined on the mesh."""
-ROUGH_ITERATIONS = 6
-"""Steps with widened joint noise, in which the hypotheses find their basins."""
-SKELETON_ITERATIONS = 12
+MOST_NOISE = 0.1
+"""Joints are never thought to be worse than this standard deviation, crop units."""
 TOLERANCE = 1e-5
 """The final refinement has converged when its steps lower the energy by less than this fraction."""
 NEAREST_M = 0.03
@@ -52,10 +47,6 @@ OUTLYING = 4.0
 """A joint this many times farther from the middle of the hand than the median joint is left out of the crop."""
 MIN_FOCAL = 0.1
 """Shortest focal length that is believed, as a fraction of the image's longer side: a field of view of 157 degrees."""
-SAME_MINIMUM = 0.1
-"""Hypotheses whose energies differ by less have found the same hand."""
-ROUGH_SIGMA = 0.04
-"""Standard deviation of a joint in those steps, crop units."""
 
 
 def fit(
@@ -76,9 +67,13 @@ def fit(
     """Recovers the dense 3D hand, or hands, of one RGB image.
 
     The solver is Levenberg-Marquardt (:mod:`dhpe_fast.refinement.gauss_newton`) on 2D joints, natural poses, ranges of
-    motion, the mesh's Laplacian and, where there is one, the mask: from ten views of typical poses on the skeleton,
-    then from the best three of these on the mesh. On the CPU both searches are compiled ops on one thread; on CUDA the
-    first is, and the second runs as tensors. What is around them (alignment, the answer) is torch on either.
+    motion, the mesh's Laplacian and, where there is one, the mask. It starts on the skeleton, from what a network takes
+    the joints for and from views of typical poses (:mod:`dhpe_fast.first_estimate`), and goes on from the best three of
+    these on the mesh. On the CPU both searches are compiled ops on one thread; on CUDA the first is, and the second
+    runs as tensors. What is around them (network, alignment, the answer) is torch on either.
+
+    Joints that a caller gives are believed to be exact. Those of an evidence source err, from picture to picture by
+    more or less: they are believed as far as they look like those of a hand, which the network tells.
 
     Args:
         image: RGB array (H, W, 3) uint8, a path, or a tensor; :func:`dhpe_fast.image.read_image` says what else.
@@ -120,6 +115,7 @@ def fit(
             found, single = given_hands(keypoints, order=order, image_size=pixels.shape[:2])
     if keypoints is None:  # with the caller's threads, autocast and device: it may run a large network
         found = evidence_source(evidence)(pixels, boxes)
+        options = replace(options, estimate_noise=True)
     with plain_torch():
         masks = _masks(mask, len(found), pixels.shape[:2])
         clock.lap("evidence")
@@ -144,6 +140,8 @@ class FitOptions:
     model: HandModel
     camera: Pinhole | None
     iterations: int
+    estimate_noise: bool = False
+    """Whether joints are believed as far as they look like those of a hand; else they are as exact as can be."""
 
     @classmethod
     def of(cls, hand: str, model: Any, camera: Any, iterations: Any, device: Any) -> FitOptions:
@@ -188,7 +186,13 @@ def search_hand(
     sides = unknown if side is None else [side]
     views = views_of(image_size, evidence, mask, options, sides)
     clock.lap("crop")
-    rough = [_first_estimate(view) for view in views]
+    begun = [_starts(view) for view in views]
+    if options.estimate_noise:
+        views = [replace(view, weights=_believing(begun)) for view in views]
+    rough = [
+        first_estimate.finalists(view.model, view.hand, view.evidence, one.state, view.weights)
+        for view, one in zip(views, begun, strict=True)
+    ]
     clock.lap("first_estimate")
     refined = [_refine_finalists(view, guess, options.iterations) for view, guess in zip(views, rough, strict=True)]
     winner = min(range(len(sides)), key=lambda i: float(refined[i].energy))
@@ -230,6 +234,7 @@ class View:
     camera: Pinhole | None
     solver_camera: CropCamera
     mirrored: bool
+    weights: Weights = field(default_factory=Weights)
 
     @classmethod
     def of(
@@ -270,31 +275,19 @@ class View:
         )
 
 
-def _first_estimate(view: View) -> Refined:
-    """Several alignments of typical poses, refined on the skeleton; the best few of them."""
+def _starts(view: View) -> first_estimate.Starts:
+    """Of the joints that are not too far off."""
     trusted = torch.from_numpy(view.trusted).to(view.evidence.joints.device)
     confidence = torch.where(trusted, view.evidence.confidence, 0.0)
-    views = derived(view.model, "start views", lambda: StartViews.of(view.hand))
-    start = initial_states(views, replace(view.evidence, confidence=confidence), STARTS)
-    camera = ScaledOrthographic()
-    for weights, steps in (
-        (Weights(joint_sigma=ROUGH_SIGMA), ROUGH_ITERATIONS),
-        (Weights(), SKELETON_ITERATIONS),
-    ):
-        objective = Objective(view.model, view.hand, view.evidence, camera, weights, use_mesh=False)
-        result = minimize(objective, start, iterations=steps)
-        start = result.state
-    order = _distinct(result.energy)
-    return Refined(result.state[order], result.energy[order], result.iterations[order], result.converged[order])
+    return first_estimate.starts(view.model, view.hand, replace(view.evidence, confidence=confidence))
 
 
-def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists
-    """The best hypotheses, those that have met in the same minimum counted once."""
-    chosen: list[int] = []
-    for index in energy.argsort().tolist():
-        if not chosen or float(energy[index] - energy[chosen[-1]]) > SAME_MINIMUM:
-            chosen.append(index)
-    return torch.tensor(chosen[:FINALISTS], device=energy.device)
+def _believing(begun: Sequence[first_estimate.Starts]) -> Weights:
+    """Weights for joints with the noise that they have to the side that explains them better."""
+    exact = Weights()
+    noise = [one.noise for one in begun if one.noise is not None]
+    sigma = min(max(min(noise, default=0.0), exact.joint_sigma), MOST_NOISE)
+    return replace(exact, joint_sigma=sigma)
 
 
 def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
@@ -307,7 +300,7 @@ def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
 
 def refine_from(view: View, state: HandState, iterations: int) -> Refined:
     """The mesh objective from each of some states (in the view's crop and camera); the best of where they end."""
-    objective = Objective(view.model, view.hand, view.evidence, view.solver_camera)
+    objective = Objective(view.model, view.hand, view.evidence, view.solver_camera, view.weights)
     return best(minimize(objective, state, iterations=iterations, tolerance=TOLERANCE, race=True))
 
 

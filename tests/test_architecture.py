@@ -33,6 +33,7 @@ ROOMS = (
     "projection",
     "refinement",
     "alignment",
+    "first_estimate",
     "image",
     "shading",
     "evidence",
