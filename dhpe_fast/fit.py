@@ -73,7 +73,8 @@ def fit(
     runs as tensors. What is around them (network, alignment, the answer) is torch on either.
 
     Joints that a caller gives are believed to be exact. Those of an evidence source err, from picture to picture by
-    more or less: they are believed as far as they look like those of a hand, which the network tells.
+    more or less: they are believed as far as the source says (``HandEvidence.noise_px``), or where it does not, as far
+    as they look like those of a hand, which the network tells.
 
     Args:
         image: RGB array (H, W, 3) uint8, a path, or a tensor; :func:`dhpe_fast.image.read_image` says what else.
@@ -187,7 +188,7 @@ def search_hand(
     views = views_of(image_size, evidence, mask, options, sides)
     clock.lap("crop")
     begun = [_starts(view) for view in views]
-    if options.estimate_noise:
+    if options.estimate_noise and evidence.noise_px is None:
         views = [replace(view, weights=_believing(begun)) for view in views]
     rough = [
         first_estimate.finalists(view.model, view.hand, view.evidence, one.state, view.weights)
@@ -272,6 +273,7 @@ class View:
             camera=camera,
             solver_camera=solver_camera,
             mirrored=mirrored,
+            weights=_weights(0.0 if evidence.noise_px is None else 2 * evidence.noise_px / crop.size_px),
         )
 
 
@@ -284,10 +286,13 @@ def _starts(view: View) -> first_estimate.Starts:
 
 def _believing(begun: Sequence[first_estimate.Starts]) -> Weights:
     """Weights for joints with the noise that they have to the side that explains them better."""
+    return _weights(min((one.noise for one in begun if one.noise is not None), default=0.0))
+
+
+def _weights(noise: float) -> Weights:
+    """For joints of this standard deviation, crop units."""
     exact = Weights()
-    noise = [one.noise for one in begun if one.noise is not None]
-    sigma = min(max(min(noise, default=0.0), exact.joint_sigma), MOST_NOISE)
-    return replace(exact, joint_sigma=sigma)
+    return replace(exact, joint_sigma=min(max(noise, exact.joint_sigma), MOST_NOISE))
 
 
 def _refine_finalists(view: View, guess: Refined, iterations: int) -> Refined:
