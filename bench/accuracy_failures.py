@@ -52,6 +52,11 @@ def failures(arguments: Namespace) -> None:
     errors_mm = columns["fit_epe_mm"]
     hands = held_out_hands(root, len(errors_mm))
     crops = crops_of(hands, networks.config)
+    facts = data_facts(root, hands)
+    if (str(columns["networks"]), str(columns["joints_sha256"])) != (networks.name, facts["joints_sha256"]):
+        raise SystemExit(
+            f"failures: {kept} is of other networks or hands; run `python bench/accuracy.py generated` anew"
+        )
     kinds = [kinds_of(sample) for sample in hands]
     rows = by_kind(kinds, errors_mm)
     for row in rows:
@@ -67,9 +72,9 @@ def failures(arguments: Namespace) -> None:
         rows += of_whole
     for name, picture in sheets.items():
         write_small(plot_path(f"{arguments.name}_{name}"), picture)
-    facts = {"run": run_facts(), "networks": networks.name, "data": data_facts(root, hands)}
+    head = {"run": run_facts(), "networks": networks.name, "data": facts}
     rule = {"each": arguments.each, "worst": worst, "kinds": rows}
-    print(f"-> {write_result(arguments.name, facts | rule)}")
+    print(f"-> {write_result(arguments.name, head | rule)}")
 
 
 def by_kind(kinds: list[list[str]], errors_mm: np.ndarray) -> list[dict[str, Any]]:

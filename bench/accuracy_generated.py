@@ -83,7 +83,7 @@ def generated(arguments: Namespace) -> None:
         },
         "end_to_end": None if whole is None else whole.summary(),
     }
-    _keep(rows, whole)
+    _keep(rows, whole, networks.name, result["data"]["joints_sha256"])
     pck = plot_path(f"{arguments.name}_pck")
     curves = [
         Curve(name, LIMITS_MM, pck_curve(distances_mm(found, HOW), LIMITS_MM))
@@ -225,9 +225,10 @@ def _mean_skeleton(root: Path, networks: Tested) -> Tensor:
     return torch.from_numpy(np.nanmean(skeletons, axis=0)).float()[None]
 
 
-def _keep(rows: dict[str, Measured], whole: WholePictures | None) -> None:
-    """Leaves to ``failures`` how far each hand is off."""
-    columns = {"fit_epe_mm": distances_mm(rows[FIT], HOW).nanmean(-1).numpy()}
+def _keep(rows: dict[str, Measured], whole: WholePictures | None, networks: str, joints_sha256: str) -> None:
+    """Leaves to ``failures`` how far each hand is off, of which networks and hands."""
+    columns = {"networks": np.array(networks), "joints_sha256": np.array(joints_sha256)}
+    columns |= {"fit_epe_mm": distances_mm(rows[FIT], HOW).nanmean(-1).numpy()}
     if whole is not None:
         columns["whole_epe_mm"] = distances_mm(whole.found, HOW).nanmean(-1).numpy()
         columns |= {"whole_found": whole.is_found, "whole_side_right": whole.side_right}

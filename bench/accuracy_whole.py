@@ -19,7 +19,7 @@ from dhpe_fast.data.loader import collate
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import SegmentationCounts
-from dhpe_fast.scores import Measured
+from dhpe_fast.scores import Comparison, Measured, distances_mm, distances_px
 
 END_TO_END = "fit, end to end"
 FOUND = 0.5
@@ -48,12 +48,17 @@ class WholePictures:
     def summary(self) -> dict[str, Any]:
         """Rates over the pictures."""
         is_found = self.is_found
-        side = float(self.side_right[is_found].mean()) if is_found.any() else None
-        return {
+        rates = {
             "pictures": len(is_found),
             "found": float(is_found.mean()),
-            "side_right": side,
             "false_finds_per_picture": float(self.false_finds.mean()),
+        }
+        if not is_found.any():
+            return rates
+        return rates | {
+            "side_right": float(self.side_right[is_found].mean()),
+            "epe_of_found_mm": float(distances_mm(self.found, Comparison())[is_found].nanmean()),
+            "joints2d_of_found_px": float(distances_px(self.found, Comparison())[is_found].nanmean()),
         }
 
 

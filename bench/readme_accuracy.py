@@ -218,12 +218,13 @@ def _end_to_end(result: Result) -> str:
     if whole is None:
         return ""
     found, false_finds = f"{100 * whole['found']:.1f} %", f"{whole['false_finds_per_picture']:.3f}"
-    side = "" if whole["side_right"] is None else f"; of these the side is right in {100 * whole['side_right']:.1f} %"
+    of_found = ""
+    if "side_right" in whole:
+        error, offset = f"{whole['epe_of_found_mm']:.1f} mm", f"{whole['joints2d_of_found_px']:.1f} px of a 224 crop"
+        of_found = f" (these are off by {error}, {offset}; their side is right in {100 * whole['side_right']:.1f} %)"
     pictures = plural(whole["pictures"], "picture")
-    return (
-        f" End to end, {pictures}: the labelled hand is found in {found}{side}; {false_finds} fits a picture are of no "
-        "hand."
-    )
+    found = f"the labelled hand is found in {found}{of_found}"
+    return f" End to end, {pictures}: {found}; {false_finds} fits a picture are of no hand."
 
 
 def _refinement_gain(result: Result) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +178,9 @@ def test_whole_pictures_are_measured_where_their_hands_are(drawn, monkeypatch):
     assert whole.is_found.tolist() == [False, True, True, True]
     assert whole.side_right.tolist() == [False, True, True, True]
     assert whole.false_finds.tolist() == [0, 1, 0, 0]
+    summary = whole.summary()
+    assert (summary["found"], summary["side_right"], summary["false_finds_per_picture"]) == (0.75, 1.0, 0.25)
+    assert summary["joints2d_of_found_px"] < 8
     row = accuracy_generated.table_row("end to end", whole.found)
     assert row["missing"] == 1
     assert row["epe_mm"] is None  # one hand is infinitely far away
@@ -293,8 +297,9 @@ def test_a_hand_of_a_whole_picture_is_found_by_its_box():
         side_right=np.array([True, True, False, False]),
         false_finds=np.array([0, 2, 0, 0]),
     )
-    summary = pictures.summary()
-    assert (summary["found"], summary["side_right"], summary["false_finds_per_picture"]) == (0.5, 0.5, 0.5)
+    assert pictures.is_found.tolist() == [True, False, True, False]
+    missed = replace(pictures, overlap=np.zeros(4)).summary()
+    assert missed == {"pictures": 4, "found": 0.0, "false_finds_per_picture": 0.5}
 
 
 def test_a_plan_is_changed_in_a_copy():
@@ -332,6 +337,7 @@ def test_a_mean_over_hands_without_an_answer_is_left_out(shown):
         {"name": "fit, end to end", "hands": 500, "missing": 3, "iou": 0.7, **known, "epe_mm": None},
     ]
     whole = {"pictures": 500, "found": 0.97, "side_right": 0.9, "false_finds_per_picture": 0.05}
+    whole |= {"epe_of_found_mm": 14.26, "joints2d_of_found_px": 7.77}
     data = {"recipe": {"seed": 0, "size_px": 192, "backgrounds": None}}
     shown["accuracy_generated"] = {
         "run": RUN, "networks": "dhpe.pt", "data": data, "rows": rows, "end_to_end": whole,
@@ -343,7 +349,7 @@ def test_a_mean_over_hands_without_an_answer_is_left_out(shown):
     assert "| AUC, 20 to 50 mm | 0.900 ± 0.012 | 0.900 ± 0.012 |" in table
     assert "seed 0, size_px 192; dhpe.pt; commit abc1234. The 2D joints of f_J2D are off by 6.0 ± 0.2 px of" in table
     assert "less than 3.1 px. End to end, 500 pictures: the labelled hand is" in table
-    assert "found in 97.0 %; of these the side is right in 90.0 %; 0.050 fits a picture are of no hand." in table
+    assert "97.0 % (these are off by 14.3 mm, 7.8 px of a 224 crop; their side is right in 90.0 %); 0.050 fits" in table
     figures = readme_accuracy.figure_rows()
     assert [figure for _, figure, _ in figures] == ["AUC 0.900; 12.3 mm; 0.800", "AUC 0.900; - mm; 0.700"]
 
