@@ -109,6 +109,9 @@ class Loss(_Section):
     refine: NonNegativeFloat = 1.0
     heatmap_measure: Literal["squared", "entropy"] = "squared"
     """How heat maps are compared with their targets: by Eq. 3, or for a "unet" by ``losses.heatmap_entropy_loss``."""
+    other_side: float = Field(0.0, ge=0, lt=1)
+    """Share of each batch that f_J2D, trained alone, sees mirrored, as hands of the other side: there it is to find no
+    joint, so that its maps tell the side of a hand."""
     heatmap: NonNegativeFloat = 1.0
     """Of Eq. 3, which trains the 2D pose network alone; 0 leaves that as it is. Where all other weights are 0, nothing
     else is trained, and nothing else runs."""

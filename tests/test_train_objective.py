@@ -15,6 +15,7 @@ from small_run import ALONE, small_batch, small_run_changes
 
 from dhpe_fast.config import load_config
 from dhpe_fast.losses import articulation_loss, feature_loss
+from dhpe_fast.nets import heatmap_targets
 from dhpe_fast.train import build_model
 from dhpe_fast.train.objective import TrainingObjective
 from dhpe_fast.train.validation import validate
@@ -161,3 +162,22 @@ def test_validation_sees_the_networks_as_they_are_used(config, batch):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
     assert found == validate(model.eval(), [batch], ALONE, 15.0)
+
+
+def test_mirrored_hands_are_to_have_no_joints(config, batch):
+    """Half of the batch is mirrored: its maps are compared with zeros, and of the others nothing changes."""
+    alone = dict.fromkeys(("articulation", "laplacian", "feature", "silhouette", "refine"), 0)
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    objectives = [
+        TrainingObjective(model, config.loss.model_copy(update={**alone, "other_side": share})) for share in (0, 0.5)
+    ]
+    half = len(batch) // 2
+    maps = model.pose2d(torch.cat([batch.images[:half].flip(-1), batch.images[half:]]))
+    zeros = [stage[:half].square().mean((1, 2, 3)) for stage in maps]
+    targets = heatmap_targets(batch.joints2d_px, batch.valid, maps[-1].shape[-1], config.model.image_size)
+    others = [(stage - targets)[half:].square().mean((1, 2, 3)) for stage in maps]
+    assert batch.valid.all()
+    expected = torch.cat([sum(zeros), sum(others)]).mean()
+    torch.testing.assert_close(objectives[1](batch).total, expected)
+    assert objectives[0](batch).total != expected

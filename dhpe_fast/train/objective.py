@@ -63,8 +63,10 @@ class TrainingObjective(nn.Module):
     def forward(self, batch: HandBatch) -> Objective:
         """Runs the networks on a mini-batch and judges what they say."""
         if self.loss.heatmap_alone:
-            heatmaps, joints2d_px = self.model.estimate_joints2d(batch.images)
-            term = self._heatmap_term(batch, heatmaps)
+            n = round(self.loss.other_side * len(batch))  # batches are shuffled: the first ones are any
+            images = torch.cat([batch.images[:n].flip(-1), batch.images[n:]])
+            heatmaps, joints2d_px = self.model.estimate_joints2d(images)
+            term = self._heatmap_term(batch, heatmaps, mirrored=n)
             return Objective(self.loss.heatmap * term.mean(), {"heatmap": term.detach().mean()}, None, joints2d_px)
         output, masked_features = self._seen(batch)
         gate = self.gate(batch, output)
@@ -127,11 +129,14 @@ class TrainingObjective(nn.Module):
         )
         return weight * batch.has_mask
 
-    def _heatmap_term(self, batch: HandBatch, stages: tuple[Tensor, ...]) -> Tensor:  # (B,)
-        targets = heatmap_targets(batch.joints2d_px, batch.valid, stages[-1].shape[-1], self.model.image_size)
+    def _heatmap_term(self, batch: HandBatch, stages: tuple[Tensor, ...], mirrored: int = 0) -> Tensor:  # (B,)
+        valid = batch.valid.clone()
+        valid[:mirrored] = False
+        targets = heatmap_targets(batch.joints2d_px, valid, stages[-1].shape[-1], self.model.image_size)
+        valid[:mirrored] = True  # it is known that there is no joint of the right hand
         if self.loss.heatmap_measure == "entropy":
-            return heatmap_entropy_loss(stages[-1], targets, heatmap_mass(stages[-1].shape[-1]), batch.valid)
-        return heatmap_loss(stages, targets, batch.valid, reduction=self.loss.image_reduction)
+            return heatmap_entropy_loss(stages[-1], targets, heatmap_mass(stages[-1].shape[-1]), valid)
+        return heatmap_loss(stages, targets, valid, reduction=self.loss.image_reduction)
 
     def _apply(self, fn, recurse: bool = True):
         self._prior = (
