@@ -30,8 +30,10 @@ from dhpe_fast.refinement.gauss_newton import (
     minimize,
 )
 
-ALIGNMENTS = 3
-"""Starts beside those of the lifter."""
+LIKELIEST = 2
+"""Hypotheses of the lifter that are starts."""
+ALIGNMENTS = 2
+"""Starts beside these."""
 ALIGNMENTS_ALONE = 10
 """Starts where there is none."""
 FINALISTS = 3
@@ -80,7 +82,7 @@ def starts(
     hand: HandConstants,
     evidence: Evidence2d,  # confidence 0 for joints that are too far off to be true
 ) -> Starts:
-    """Where the search begins: the lifter's hypotheses and a few alignments, or without a lifter more of these."""
+    """Where the search begins: likely hypotheses of the lifter and a few alignments; without a lifter more of these."""
     views = derived(model, "start views", lambda: StartViews.of(hand))
     if not pretrained.available("lifter"):
         return Starts(initial_states(views, evidence, ALIGNMENTS_ALONE))
@@ -95,15 +97,17 @@ def lifted_starts(
     model: HandModel,
     evidence: Evidence2d,
 ) -> Starts:
-    """The lifter's hypotheses of a hand of the model's side, brought onto the joints by least squares."""
+    """The lifter's likeliest hypotheses of a hand of the model's side, brought onto the joints by least squares."""
     device, flip = evidence.joints.device, evidence.joints.new_tensor((-1.0 if model.side == "left" else 1.0, 1.0))
     found = lifter((evidence.joints * flip)[None].float().cpu(), evidence.confidence[None].float().cpu())
-    pose, betas, rotation = (part[0].to(device) for part in (found.pose, found.betas, found.rotation))
+    likeliest = found.log_probability[0].topk(min(LIKELIEST, found.log_probability.shape[1])).indices
+    pose, betas, rotation = (part[0, likeliest].to(device) for part in (found.pose, found.betas, found.rotation))
     if model.side == "left":
         reflect = rotation.new_tensor((-1.0, 1.0, 1.0))
         pose, rotation = mirror_pose(pose), rotation * torch.outer(reflect, reflect)
     dtype = model.hands_mean.dtype
-    joints_m = model.joints_m(pose.to(dtype), betas.to(dtype)) @ rotation.to(dtype).transpose(1, 2)
+    # Of the mesh, as `model.joints_m` keeps the fingertips of a model that was changed in place.
+    joints_m = model(pose.to(dtype), betas.to(dtype)).joints_m @ rotation.to(dtype).transpose(1, 2)
     scale, trans = placed(joints_m.to(evidence.joints.dtype), evidence.joints, evidence.confidence)
     cam = torch.cat([scale.clamp_min(LEAST_SCALE).log(), trans], dim=1)
     parts = (part.to(cam.dtype) for part in (pose, betas, rotation))

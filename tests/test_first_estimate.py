@@ -54,18 +54,18 @@ def joints_of(model: HandModel, state: HandState) -> torch.Tensor:
     return joints_m @ state.rotation.transpose(1, 2)
 
 
-def test_with_a_lifter_there_are_its_hypotheses_and_a_few_alignments(hands, untrained, with_lifter):
+def test_with_a_lifter_there_are_its_likeliest_hypotheses_and_a_few_alignments(hands, untrained, with_lifter):
     model = HandModel.default()
     hand = HandConstants.of(model)
     with_lifter(untrained)
     both = starts(model, hand, evidence_of(hands[0])).state
-    assert len(both.pose) == 4 + first_estimate.ALIGNMENTS
+    assert len(both.pose) == first_estimate.LIKELIEST + first_estimate.ALIGNMENTS
     assert {part.dtype for part in (both.pose, both.betas, both.rotation, both.cam)} == {torch.float64}
     with_lifter(None)
     alone = starts(model, hand, evidence_of(hands[0])).state
     assert len(alone.pose) == first_estimate.ALIGNMENTS_ALONE
-    torch.testing.assert_close(both.pose[4:], alone.pose[: first_estimate.ALIGNMENTS])
-    torch.testing.assert_close(both.cam[4:], alone.cam[: first_estimate.ALIGNMENTS])
+    torch.testing.assert_close(both.pose[first_estimate.LIKELIEST :], alone.pose[: first_estimate.ALIGNMENTS])
+    torch.testing.assert_close(both.cam[first_estimate.LIKELIEST :], alone.cam[: first_estimate.ALIGNMENTS])
 
 
 def test_a_left_model_gets_the_mirrored_hypotheses(hands, untrained):

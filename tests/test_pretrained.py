@@ -211,8 +211,9 @@ def test_an_unknown_name_is_refused(tmp_path, data):
 def test_what_ships_is_whole_and_small():
     if not (pretrained.shipped.folder / MANIFEST).is_file():
         pytest.skip("this build has no weights")
-    for name in pretrained.shipped.manifest():
-        network = pretrained.shipped.network(Path(name).stem)
-        assert not network.training
-    assert all(line.ok for line in pretrained.describe())
+    names = {Path(file).stem for file in pretrained.shipped.manifest()}
+    assert names
+    for name in names:
+        assert not pretrained.shipped.network(name).training
+    assert all(line.ok for line in pretrained.describe() if line.name in names)
     assert sum(file.stat().st_size for file in pretrained.shipped.folder.iterdir()) <= 40e6
