@@ -11,7 +11,7 @@ from dhpe_fast.data.camera_effects import photographed
 from dhpe_fast.data.collage import lay, moved, patch, rod, similarity
 from dhpe_fast.data.hand_layers import KINDS, Layer, draw_layer, read_layers, write_layers
 from dhpe_fast.data.thing_meshes import random_thing
-from dhpe_fast.data.whole_pictures import WholePictures
+from dhpe_fast.data.whole_pictures import LabelledPicture, WholePictures, turned
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,25 @@ def test_a_hand_lies_in_its_box(layers, monkeypatch):
         assert inside.mean() > 0.3
         assert inside[:, : inside.shape[1] // 3].any()
         assert inside[:, -inside.shape[1] // 3 :].any()
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_a_turned_picture_has_its_boxes_turned(symmetry):
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[5:12, 20:36] = 200
+    box = np.array([(20, 5, 36, 12)], np.float32)
+    picture = LabelledPicture(image, box, np.array([False]), np.array([True]))
+    result = turned(picture, symmetry)
+    left, top, right, bottom = result.boxes_px[0].astype(int)
+    assert (result.image[top:bottom, left:right] == 200).all()
+    assert (result.image == 200).sum() == (image == 200).sum()
+    assert result.is_left.tolist() == [symmetry % 2 == 1]
+
+
+def test_the_eight_symmetries_differ():
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    picture = LabelledPicture(image, np.zeros((0, 4), np.float32), np.zeros(0, bool), np.zeros(0, bool))
+    assert len({turned(picture, symmetry).image.tobytes() for symmetry in range(8)}) == 8
 
 
 def test_an_arm_without_its_hand_has_no_finger(layers):

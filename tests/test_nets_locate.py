@@ -23,8 +23,8 @@ class Flags(nn.Module):
 
     def forward(self, images: torch.Tensor) -> LocatorMaps:
         batch, _, height, width = images.shape
-        zeros = torch.zeros(batch, 2, height // STRIDE, width // STRIDE)
-        maps = LocatorMaps(zeros - 10, zeros.clone(), zeros.clone())
+        one, two = (torch.zeros(batch, channels, height // STRIDE, width // STRIDE) for channels in (1, 2))
+        maps = LocatorMaps(one - 10, one, two, two.clone())
         for k, (red, green, _) in enumerate(images):
             coloured = (red - green).abs() > 0.5
             if not coloured.any():
@@ -35,12 +35,12 @@ class Flags(nn.Module):
             if size.max() < self.least_px:
                 continue
             x_red = torch.nonzero((red - green) > 0.5)[:, 1].float().mean()
-            side = int(x_red > low[0] + size[0] / 2)
+            left = 1.0 if x_red > low[0] + size[0] / 2 else -1.0
             centre = (low + size / 2) / STRIDE
-            for y, x in itertools.product(range(zeros.shape[2]), range(zeros.shape[3])):
+            for y, x in itertools.product(range(one.shape[2]), range(one.shape[3])):
                 offset = centre - torch.tensor((x + 0.5, y + 0.5))
                 if offset.abs().max() <= 1:  # as wide as the peaks of a network
-                    maps.logits[k, side, y, x] = 3.0 - float(offset.square().sum())
+                    maps.hand[k, 0, y, x], maps.left[k, 0, y, x] = 3.0 - float(offset.square().sum()), left
                     maps.offset[k, :, y, x] = offset
                     maps.log_size[k, :, y, x] = (size / REFERENCE_PX).log()
         return maps

@@ -13,8 +13,8 @@ from dhpe_fast.nets.locator import Locator, LocatorMaps
 
 def empty_maps(rows: int = 4, columns: int = 6) -> LocatorMaps:
     """Nothing anywhere; every cell's box is a square of 64 pixels about the cell's centre."""
-    zeros = torch.zeros(1, 2, rows, columns)
-    return LocatorMaps(torch.full_like(zeros, -10.0), zeros.clone(), zeros.clone())
+    one, two = torch.zeros(1, 1, rows, columns), torch.zeros(1, 2, rows, columns)
+    return LocatorMaps(one - 10, one, two, two.clone())
 
 
 def test_a_cell_tells_a_box_by_its_offset_and_size():
@@ -27,9 +27,9 @@ def test_a_cell_tells_a_box_by_its_offset_and_size():
 
 def test_a_peak_is_found_once_with_its_side():
     maps = empty_maps()
-    maps.logits[0, 0, 1, 2], maps.logits[0, 0, 1, 3] = 2.0, 1.0  # a right hand, and its slope
-    maps.logits[0, 1, 1, 2] = 0.0  # less of a left hand
-    maps.logits[0, 1, 3, 5] = 3.0  # a left hand
+    maps.hand[0, 0, 1, 2], maps.hand[0, 0, 1, 3] = 2.0, 1.0  # a hand, and its slope
+    maps.left[0, 0, 1, 2] = -0.5
+    maps.hand[0, 0, 3, 5], maps.left[0, 0, 3, 5] = 3.0, 0.5
     [found] = candidates(maps)
     assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-2))])
     assert found.is_left.tolist() == [True, False]
@@ -43,28 +43,30 @@ def test_without_any_chance_nothing_is_proposed():
 
 def test_of_boxes_of_one_hand_the_surest_stays():
     maps = empty_maps(8, 40)
-    maps.logits[0, 0, 3, 3], maps.logits[0, 1, 3, 5], maps.logits[0, 0, 3, 30] = 1.0, 2.0, 0.5
+    maps.hand[0, 0, 3, 3], maps.hand[0, 0, 3, 5], maps.hand[0, 0, 3, 30] = 1.0, 2.0, 0.5
     kept = without_doubles(candidates(maps)[0])
-    assert kept.is_left.tolist() == [True, False]
+    assert kept.scores.tolist() == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))])
     assert kept.boxes_px[:, 0].tolist() == pytest.approx([5.5 * 8 - 32, 30.5 * 8 - 32])
 
 
 def test_mirrored_maps_tell_the_mirrored_boxes_of_the_other_side():
     torch.manual_seed(0)
-    maps = LocatorMaps(torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5))
+    maps = LocatorMaps(*(torch.randn(1, channels, 3, 5) for channels in (1, 1, 2, 2)))
     mirrored, width = maps.mirrored(), 5 * 8
     left, top, right, bottom = maps.boxes_px()[0].flip(2)
     torch.testing.assert_close(mirrored.boxes_px()[0], torch.stack([width - right, top, width - left, bottom]))
-    torch.testing.assert_close(mirrored.logits[0, 0], maps.logits[0, 1].flip(1))
+    torch.testing.assert_close(mirrored.hand[0, 0], maps.hand[0, 0].flip(1))
+    torch.testing.assert_close(mirrored.left[0, 0], -maps.left[0, 0].flip(1))
 
 
 def test_an_untrained_network_expects_few_hands_about_each_cell():
     network = Locator(4).eval()
     with torch.no_grad():
         maps = network(torch.rand(2, 3, 64, 96))
-    assert maps.logits.shape == maps.offset.shape == maps.log_size.shape == (2, 2, 8, 12)
-    assert float(maps.logits.sigmoid().mean()) < 0.1
-    assert float(maps.offset.abs().max()) == float(maps.log_size.abs().max()) == 0
+    assert maps.hand.shape == maps.left.shape == (2, 1, 8, 12)
+    assert maps.offset.shape == maps.log_size.shape == (2, 2, 8, 12)
+    assert float(maps.hand.sigmoid().mean()) < 0.1
+    assert float(maps.left.abs().max()) == float(maps.offset.abs().max()) == float(maps.log_size.abs().max()) == 0
 
 
 def test_the_spec_makes_the_same_network():

@@ -317,6 +317,20 @@ def _direction(angle: float) -> np.ndarray:  # (2,)
     return np.array((np.cos(angle), np.sin(angle)))
 
 
+def turned(picture: LabelledPicture, symmetry: int) -> LabelledPicture:
+    """One of the eight pictures that are the same but for mirroring (odd numbers) and quarter turns (half of it)."""
+    image, boxes, is_left = picture.image, picture.boxes_px, picture.is_left
+    if symmetry % 2:
+        left, top, right, bottom = boxes.T
+        width = image.shape[1]
+        image, boxes, is_left = image[:, ::-1], np.stack([width - right, top, width - left, bottom], 1), ~is_left
+    for _ in range(symmetry // 2 % 4):
+        left, top, right, bottom = boxes.T
+        width = image.shape[1]
+        image, boxes = np.rot90(image), np.stack([top, width - right, bottom, width - left], 1)
+    return replace(picture, image=np.ascontiguousarray(image), boxes_px=boxes, is_left=is_left)
+
+
 def _premultiplied(rgba: np.ndarray) -> np.ndarray:
     colour = (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255
     return np.concatenate([colour.astype(np.uint8), rgba[..., 3:]], axis=2)

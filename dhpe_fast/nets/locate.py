@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dhpe_fast.nets.locator import MULTIPLE, SIDES, Locator, LocatorMaps
+from dhpe_fast.nets.locator import MULTIPLE, Locator, LocatorMaps
 
 LEVELS_PX = (160, 320, 640)
 """Longer sides of the pyramid's pictures."""
@@ -51,7 +51,7 @@ class Candidates:
     boxes_px: np.ndarray
     """(N, 4)"""
     scores: np.ndarray
-    """(N,) of the surer side, in [0, 1]"""
+    """(N,) chance of a hand, in [0, 1]"""
     is_left: np.ndarray
     """(N,) bool"""
 
@@ -90,7 +90,7 @@ def locate(
         first = _first_look(network, image_rgb)
         second = _closer_look(network, image_rgb, first)
     hands = [
-        LocatedHand(box, SIDES[int(left)], float(score))
+        LocatedHand(box, "left" if left else "right", float(score))
         for box, score, left in zip(second.boxes_px, second.scores, second.is_left, strict=True)
         if score >= threshold
     ]
@@ -98,19 +98,17 @@ def locate(
 
 
 def candidates(maps: LocatorMaps, least_score: float = 0.05, most: int = 20) -> list[Candidates]:
-    """The peaks of the maps, one for each place whatever the side: of each picture of the batch."""
-    chances = maps.logits.float().sigmoid()
-    either = chances.amax(1)
-    is_peak = functional.max_pool2d(either[:, None], 3, 1, 1)[:, 0] == either
+    """The peaks of the heat map, of each picture of the batch."""
+    chances = maps.hand.float().sigmoid()
+    is_peak = functional.max_pool2d(chances, 3, 1, 1) == chances
     boxes = maps.boxes_px()
     found = []
-    for chance, score, peak, box in zip(chances, either, is_peak, boxes, strict=True):
+    for score, peak, left, box in zip(chances[:, 0], is_peak[:, 0], maps.left[:, 0], boxes, strict=True):
         row, column = torch.nonzero(peak & (score >= least_score), as_tuple=True)
-        scores = score[row, column]
-        order = scores.argsort(descending=True, stable=True)[:most]
+        order = score[row, column].argsort(descending=True, stable=True)[:most]
         row, column = row[order], column[order]
-        is_left = chance[1, row, column] > chance[0, row, column]
-        found.append(Candidates(_array(box[:, row, column].T), _array(scores[order]), is_left.cpu().numpy()))
+        is_left = (left[row, column] > 0).cpu().numpy()
+        found.append(Candidates(_array(box[:, row, column].T), _array(score[row, column]), is_left))
     return found
 
 
@@ -193,7 +191,7 @@ def _maps(network: Locator, pictures: np.ndarray) -> LocatorMaps:  # (B, H, W, 3
     device = next(network.parameters()).device
     images = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div(255)
     straight, back = network(images), network(images.flip(3)).mirrored()
-    mean = [(getattr(straight, name) + getattr(back, name)) / 2 for name in ("logits", "offset", "log_size")]
+    mean = [(getattr(straight, name) + getattr(back, name)) / 2 for name in ("hand", "left", "offset", "log_size")]
     return LocatorMaps(*mean)
 
 

@@ -1,7 +1,7 @@
-"""A small network that says where in a picture hands are, and which: heat maps of their centres, and boxes there.
+"""A small network that says where in a picture hands are, and which: a heat map of their centres, and boxes there.
 
-After Zhou, Wang and Krähenbühl 2019, *Objects as Points*: each hand is a peak of the map of its side; at the peak, the
-network tells the centre to a fraction of a cell and the size of the box of the hand's 21 joints.
+After Zhou, Wang and Krähenbühl 2019, *Objects as Points*: each hand is a peak of the map; at the peak, the network
+tells the side, the centre to a fraction of a cell, and the size of the box of the hand's 21 joints.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ STRIDE = 8
 """Pixels from one cell of the maps to the next."""
 MULTIPLE = 32
 """Height and width of a picture are multiples of this."""
-SIDES = ("right", "left")
-"""What the two heat maps are of."""
-
 REFERENCE_PX = 64.0
 """Sizes of boxes are told as logarithms of multiples of this."""
 _RARE = 0.01
@@ -31,8 +28,10 @@ _RARE = 0.01
 class LocatorMaps:
     """What the network says of a batch of pictures, in cells of ``STRIDE`` pixels."""
 
-    logits: Tensor
-    """(B, 2, H / 8, W / 8) of the heat maps of right and left hands"""
+    hand: Tensor
+    """(B, 1, H / 8, W / 8) logit of the heat map: whether a hand's centre is in the cell"""
+    left: Tensor
+    """(B, 1, H / 8, W / 8) logit: whether that is a left hand"""
     offset: Tensor
     """(B, 2, H / 8, W / 8) x and y from the centre of the cell to that of the box, cells"""
     log_size: Tensor
@@ -50,7 +49,7 @@ class LocatorMaps:
     def mirrored(self) -> LocatorMaps:
         """What it would say of the mirrored pictures, if it were consistent: columns reversed, sides swapped."""
         sign = self.offset.new_tensor((-1.0, 1.0))[:, None, None]
-        return LocatorMaps(self.logits.flip(1, 3), self.offset.flip(3) * sign, self.log_size.flip(3))
+        return LocatorMaps(self.hand.flip(3), -self.left.flip(3), self.offset.flip(3) * sign, self.log_size.flip(3))
 
 
 class Locator(nn.Module):
@@ -79,9 +78,9 @@ class Locator(nn.Module):
         self.merge_8 = _Convolution(2 * width, 2 * width)
         self.head = _Convolution(2 * width, 2 * width)
         self.out = nn.Conv2d(2 * width, 6, 1)
-        nn.init.zeros_(self.out.weight[2:])
+        nn.init.zeros_(self.out.weight[1:])
         nn.init.zeros_(self.out.bias)
-        nn.init.constant_(self.out.bias[:2], -float(torch.logit(torch.tensor(1 - _RARE))))
+        nn.init.constant_(self.out.bias[:1], -float(torch.logit(torch.tensor(1 - _RARE))))
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Locator:
@@ -108,8 +107,7 @@ class Locator(nn.Module):
         top = functional.interpolate(self.up_16(self.at_32(at_16)), scale_factor=2.0, mode="nearest")
         middle = self.merge_16(self.side_16(at_16) + top)
         fine = self.merge_8(self.side_8(at_8) + functional.interpolate(middle, scale_factor=2.0, mode="nearest"))
-        logits, offset, log_size = self.out(self.head(fine)).float().split(2, dim=1)
-        return LocatorMaps(logits, offset, log_size)
+        return LocatorMaps(*self.out(self.head(fine)).float().split((1, 1, 2, 2), dim=1))
 
 
 @dataclass(frozen=True)

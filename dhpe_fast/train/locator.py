@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dhpe_fast.config import LocatorConfig
 from dhpe_fast.data.hand_layers import read_layers, write_layers
 from dhpe_fast.data.synthetic import SPLITS
-from dhpe_fast.data.whole_pictures import LabelledPicture, WholePictures
+from dhpe_fast.data.whole_pictures import LabelledPicture, WholePictures, turned
 from dhpe_fast.metrics.detection import Detections, match
 from dhpe_fast.nets.locate import candidates
 from dhpe_fast.nets.locator import REFERENCE_PX, STRIDE, Locator
@@ -30,6 +30,8 @@ _PEAK_WIDTH = 0.12
 """Standard deviation of a target's peak, by the geometric mean of the sides of the box."""
 _MIN_PEAK_CELLS = 0.7
 _MEASURED_BATCH = 64
+_USES = ((0, 0), (40, 1), (100, 2), (200, 7))
+"""Each picture is in so many batches: so many steps after its first, and in which of the ``turned`` ways."""
 
 
 def train_locator(
@@ -67,7 +69,11 @@ def batches(config: LocatorConfig, step: int = 0) -> Iterator[dict[str, Tensor]]
 
 
 class _Batches(IterableDataset):
-    """Every so many steps one is made by each worker, in turn."""
+    """Every so many steps one is made by each worker, in turn.
+
+    Composing a picture takes longer than learning from it. So a batch has pictures that are new and some of earlier
+    batches, which are now mirrored or turned.
+    """
 
     def __init__(self, config: LocatorConfig, step: int) -> None:
         self.config, self.step = config, step
@@ -76,8 +82,18 @@ class _Batches(IterableDataset):
         worker = get_worker_info()
         index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         pictures, size = open_pictures(self.config, "training"), self.config.optimisation.batch_size
+        composed: dict[int, LabelledPicture] = {}
+        new, last = -(-size // len(_USES)), max(lag for lag, _ in _USES)
         for step in itertools.count(self.step + index, count):
-            yield collate([pictures[number] for number in range(step * size, (step + 1) * size)])
+            batch = []
+            for k in range(size):
+                lag, symmetry = _USES[k // new]
+                number = (step - lag + last) * new + k % new
+                picture = composed.pop(number) if number in composed else pictures[number]
+                if lag < last:
+                    composed[number] = picture
+                batch.append(turned(picture, symmetry))
+            yield collate(batch)
 
 
 def _start_worker(_: int) -> None:
@@ -98,27 +114,26 @@ def collate(pictures: Sequence[LabelledPicture]) -> dict[str, Tensor]:
 
 
 def locator_loss(network: Locator, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Terms of the loss: of the heat maps, the offsets and the sizes.
+    """Terms of the loss: of the heat map, the sides, the offsets and the sizes.
 
     The first is the focal loss of Law and Deng 2018 (CornerNet, Eq. 1), which counts cells near a peak less; cells of
-    hands that may or may not be found count nothing. The others are absolute differences where a target is above a
-    half.
+    hands that may or may not be found count nothing. The others, a cross entropy and absolute differences, are means
+    over the cells where the heat is above a half, weighted by it.
     """
     images = batch["images"].to(next(network.parameters()).device)
-    images = images.float().div(255).contiguous(memory_format=torch.channels_last)
-    maps = network(images)
+    maps = network(images.float().div(255).contiguous(memory_format=torch.channels_last))
     boxes, is_left, counts = (batch[name].to(images.device) for name in ("boxes_px", "is_left", "counts"))
-    target = Target.of(boxes, is_left, counts, maps.logits.shape[2:])
-    n_hands = counts.sum().clamp(min=1)
-    heat, ignored = target.heat, target.ignored[:, None]
-    log_p, log_q = functional.logsigmoid(maps.logits), functional.logsigmoid(-maps.logits)
-    p = maps.logits.sigmoid()
+    target = Target.of(boxes, is_left, counts, maps.hand.shape[2:])
+    hand, heat, log_p = maps.hand[:, 0], target.heat, functional.logsigmoid(maps.hand[:, 0])
+    p = hand.sigmoid()
     found = (1 - p) ** 2 * log_p * (heat == 1)
-    other = (1 - heat) ** 4 * p**2 * log_q * (heat < 1) * ~ignored
-    weight = torch.where(target.near > 0.5, target.near, 0.0)[:, None]
+    other = (1 - heat) ** 4 * p**2 * (log_p - hand) * ((heat < 1) & ~target.ignored)
+    weight = torch.where(heat > 0.5, heat, 0.0)[:, None]
     total = weight.sum().clamp(min=1)
+    sides = functional.binary_cross_entropy_with_logits(maps.left, target.left[:, None], reduction="none")
     return {
-        "heat": -(found + other).sum() / n_hands,
+        "heat": -(found + other).sum() / counts.sum().clamp(min=1),
+        "side": 0.5 * (weight * sides).sum() / total,
         "offset": 0.5 * (weight * (maps.offset - target.offset).abs()).sum() / total,
         "size": (weight * (maps.log_size - target.log_size).abs()).sum() / total,
     }
@@ -129,11 +144,11 @@ class Target:
     """What the maps should be."""
 
     heat: Tensor
-    """(B, 2, h, w) 1 at the cells of the centres of right and of left hands"""
-    near: Tensor
-    """(B, h, w) the same of the nearest hand, whichever it is"""
+    """(B, h, w) 1 at the cells of the centres, falling off about them"""
     ignored: Tensor
-    """(B, h, w) bool"""
+    """(B, h, w) bool: on a hand that may be found or not"""
+    left: Tensor
+    """(B, h, w) 1 where the nearest hand is a left one"""
     offset: Tensor
     """(B, 2, h, w) of that hand"""
     log_size: Tensor
@@ -158,15 +173,22 @@ class Target:
         peak = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2))
         peak = torch.where((dx.abs() <= 0.5) & (dy.abs() <= 0.5), 1.0, peak.clamp(max=0.999))
         peak = peak * counts[..., None, None]
-        near, whose = peak.max(1)
-        heat = torch.stack([(peak * side[..., None, None]).amax(1) for side in (~is_left, is_left)], 1)
+        heat, whose = peak.max(1)
         inside = (dx.abs() <= size[..., None, 0:1] / 2) & (dy.abs() <= size[..., None, 1:2] / 2)
         exists = boxes_px[..., 2] > boxes_px[..., 0]
         ignored = (inside & (exists & ~counts)[..., None, None]).any(1)
-        offset = -torch.stack([v.expand_as(peak).gather(1, whose[:, None])[:, 0] for v in (dx, dy)], 1)
-        log_size = (size * (STRIDE / REFERENCE_PX)).log()[..., None, None].expand(*size.shape, *cells)
-        log_size = torch.stack([log_size[:, :, k].gather(1, whose[:, None])[:, 0] for k in range(2)], 1)
-        return cls(heat, near, ignored, offset, log_size)
+
+        def of_nearest(values: Tensor) -> Tensor:  # (B, M, ...) to (B, h, w)
+            return values.expand_as(peak).gather(1, whose[:, None])[:, 0]
+
+        log_size = (size * (STRIDE / REFERENCE_PX)).log()[..., None, None].unbind(2)
+        return cls(
+            heat=heat,
+            ignored=ignored,
+            left=of_nearest(is_left[..., None, None].to(heat)),
+            offset=torch.stack([of_nearest(-dx), of_nearest(-dy)], 1),
+            log_size=torch.stack([of_nearest(side) for side in log_size], 1),
+        )
 
 
 @torch.no_grad()
