@@ -165,6 +165,8 @@ class StreamOptimisation(_Section):
     """How the weights of a network are found that sees every example once; the rate falls to zero by a cosine."""
 
     steps: PositiveInt
+    cycles: PositiveInt = 1
+    """So many times, each in an equal part of the steps. The first steps are those of a run of fewer cycles."""
     batch_size: PositiveInt
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ def test_the_mirrored_photograph_has_the_mirrored_hand_of_the_other_side():
     [mirrored] = locate(Flags(), np.ascontiguousarray(image[:, ::-1]))
     left, top, right, bottom = hand.box_px
     assert (hand.side, mirrored.side) == ("right", "left")
+    assert hand.side_score == pytest.approx(mirrored.side_score) == pytest.approx(1 / (1 + math.exp(-1)))
     assert mirrored.box_px == pytest.approx((410 - right, top, 410 - left, bottom), abs=0.2)
     assert mirrored.score == pytest.approx(hand.score)
 

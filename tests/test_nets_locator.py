@@ -32,7 +32,7 @@ def test_a_peak_is_found_once_with_its_side():
     maps.hand[0, 0, 3, 5], maps.left[0, 0, 3, 5] = 3.0, 0.5
     [found] = candidates(maps)
     assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-2))])
-    assert found.is_left.tolist() == [True, False]
+    assert found.left.tolist() == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))])
     assert found.boxes_px[1].tolist() == pytest.approx([20 - 32, 12 - 32, 20 + 32, 12 + 32])
 
 

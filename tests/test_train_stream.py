@@ -105,6 +105,19 @@ def test_the_rate_warms_up_and_ends_at_zero(finished):
     assert rates == pytest.approx(expected)
 
 
+def test_the_first_cycle_is_a_run_of_that_many_steps(tmp_path):
+    twice = CONFIG.optimisation.model_copy(update={"steps": 2 * STEPS, "cycles": 2})
+    runs = []
+    for name, config in (("one", CONFIG), ("two", CONFIG.model_copy(update={"optimisation": twice}))):
+        train_stream(tmp_path / name, make_network, Task(objective, batches), config, device="cpu")
+        runs.append([line["total"] for line in read_log(tmp_path / name, "train")])
+        rates = [line["learning_rate"] for line in read_log(tmp_path / name, "train")]
+    assert runs[1][:STEPS] == runs[0]
+    assert rates[STEPS] == CONFIG.optimisation.learning_rate
+    assert rates[-1] == pytest.approx(rates[STEPS - 1])
+    assert rates[-1] < 0.1 * rates[STEPS]
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     """Killed at step 8, after the checkpoint at 5: what was logged in between is dropped and learnt again."""
 

@@ -42,6 +42,8 @@ class LocatedHand:
     side: Literal["right", "left"]
     score: float
     """How sure it is that this is a hand, in [0, 1]"""
+    side_score: float = 1.0
+    """How sure it is of the side, in [0.5, 1]"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,8 @@ class Candidates:
     """(N, 4)"""
     scores: np.ndarray
     """(N,) chance of a hand, in [0, 1]"""
-    is_left: np.ndarray
-    """(N,) bool"""
+    left: np.ndarray
+    """(N,) chance of a left one, in [0, 1]"""
 
 
 def locate(
@@ -90,8 +92,8 @@ def locate(
         first = _first_look(network, image_rgb)
         second = _closer_look(network, image_rgb, first)
     hands = [
-        LocatedHand(box, "left" if left else "right", float(score))
-        for box, score, left in zip(second.boxes_px, second.scores, second.is_left, strict=True)
+        LocatedHand(box, "left" if left > 0.5 else "right", float(score), float(max(left, 1 - left)))
+        for box, score, left in zip(second.boxes_px, second.scores, second.left, strict=True)
         if score >= threshold
     ]
     return hands[:max_hands]
@@ -103,12 +105,11 @@ def candidates(maps: LocatorMaps, least_score: float = 0.05, most: int = 20) -> 
     is_peak = functional.max_pool2d(chances, 3, 1, 1) == chances
     boxes = maps.boxes_px()
     found = []
-    for score, peak, left, box in zip(chances[:, 0], is_peak[:, 0], maps.left[:, 0], boxes, strict=True):
+    for score, peak, left, box in zip(chances[:, 0], is_peak[:, 0], maps.left[:, 0].sigmoid(), boxes, strict=True):
         row, column = torch.nonzero(peak & (score >= least_score), as_tuple=True)
         order = score[row, column].argsort(descending=True, stable=True)[:most]
         row, column = row[order], column[order]
-        is_left = (left[row, column] > 0).cpu().numpy()
-        found.append(Candidates(_array(box[:, row, column].T), _array(score[row, column]), is_left))
+        found.append(Candidates(*(_array(v) for v in (box[:, row, column].T, score[row, column], left[row, column]))))
     return found
 
 
@@ -139,7 +140,7 @@ def _first_look(network: Locator, image_rgb: np.ndarray) -> Candidates:
         padded[top : top + rows, left : left + columns] = picture
         found = candidates(_maps(network, padded[None]), _CANDIDATE_SCORE)[0]
         shift, scale = np.array((left, top, left, top)), np.array((width / columns, height / rows) * 2)
-        parts.append(Candidates((found.boxes_px - shift) * scale, found.scores, found.is_left))
+        parts.append(Candidates((found.boxes_px - shift) * scale, found.scores, found.left))
     together = without_doubles(_joined(parts))
     return _chosen(together, range(min(_MAX_CANDIDATES, len(together.scores))))
 
@@ -161,7 +162,7 @@ def _closer_look(network: Locator, image_rgb: np.ndarray, first: Candidates) -> 
         near = np.abs(centres - _CLOSER_PX / 2).max(1, initial=0) < _CLOSER_REACH * _CLOSER_PX
         best = _chosen(found, np.flatnonzero(near)[:1])
         boxes = best.boxes_px * (side / _CLOSER_PX) + np.tile(corner, 2)
-        parts.append(Candidates(boxes, best.scores, best.is_left))
+        parts.append(Candidates(boxes, best.scores, best.left))
     return without_doubles(_joined(parts))
 
 
@@ -207,13 +208,13 @@ def _joined(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(
         np.concatenate([part.boxes_px.reshape(-1, 4) for part in parts]),
         np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.is_left for part in parts]),
+        np.concatenate([part.left for part in parts]),
     )
 
 
 def _chosen(found: Candidates, which: Sequence[int] | range | np.ndarray) -> Candidates:
     which = np.asarray(which, dtype=int)
-    return Candidates(found.boxes_px[which], found.scores[which], found.is_left[which])
+    return Candidates(found.boxes_px[which], found.scores[which], found.left[which])
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -200,7 +200,9 @@ def measure(network: Locator, pictures: Sequence[LabelledPicture]) -> dict[str, 
         part = pictures[first : first + _MEASURED_BATCH]
         images = collate(part)["images"].to(device).float().div(255).contiguous(memory_format=torch.channels_last)
         detections += [
-            Detections(found.boxes_px, found.scores, found.is_left, picture.boxes_px, picture.is_left, picture.counts)
+            Detections(
+                found.boxes_px, found.scores, found.left > 0.5, picture.boxes_px, picture.is_left, picture.counts
+            )
             for found, picture in zip(candidates(network(images)), part, strict=True)
         ]
     matches = match(detections)

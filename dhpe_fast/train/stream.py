@@ -216,7 +216,8 @@ class StreamTrainer:
     def _learning_rate(self) -> float:
         options, step = self.config.optimisation, self.progress.step
         warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
-        return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+        part = step * options.cycles / options.steps % 1.0  # of the cycle
+        return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * part))
 
     def _measure(self, log: RunLog, seconds: float) -> None:
         if self.task.validate is None:
