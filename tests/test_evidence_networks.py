@@ -33,7 +33,7 @@ def locate(network, image_rgb: np.ndarray, max_hands: int) -> list[SimpleNamespa
         count, _, boxes, _ = cv2.connectedComponentsWithStats((image_rgb[..., channel] > 200).astype(np.uint8))
         for x, y, width, height, area in boxes[1:count]:
             box = np.array([x + 0.1 * width, y, x + 1.1 * width, y + height], dtype=float)
-            hands.append(SimpleNamespace(box_px=box, side=side, score=min(1.0, area / 20_000)))
+            hands.append(SimpleNamespace(box_px=box, side=side, score=min(1.0, area / 20_000), side_score=1.0))
     return sorted(hands, key=lambda hand: -hand.score)[:max_hands]
 
 
@@ -119,6 +119,18 @@ def test_each_hand_is_read_in_its_place_and_of_its_side():
         # A pixel of the crop is at most 1.8 px of the image; the peaks between cells are found by parabolas.
         np.testing.assert_allclose(hands[side].joints2d_px, joints_in(rectangle, side), atol=2)
     assert hands["right"].score == pytest.approx(120 * 150 / 20_000)
+
+
+@pytest.mark.parametrize("boxes", [None, [RIGHT_ONE]])
+def test_of_a_hand_whose_side_is_not_sure_both_are_tried(monkeypatch, boxes):
+    def unsure(network, image_rgb: np.ndarray, max_hands: int) -> list[SimpleNamespace]:
+        found = locate(network, image_rgb, max_hands)
+        return [SimpleNamespace(**vars(hand) | {"side": "left", "side_score": 0.6}) for hand in found]
+
+    monkeypatch.setattr(networks, "locate", unsure)
+    [hand] = source()(picture((RIGHT_ONE, RED)), boxes)
+    assert hand.side == "right"
+    np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=2)
 
 
 def test_the_second_look_is_the_papers_crop_around_the_joints():

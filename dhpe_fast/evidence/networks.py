@@ -41,6 +41,9 @@ BOX_VIEW = 2.0
 BOX_OVERLAP = 0.3
 """The locator's hand is that of the box if they overlap by this, intersection over union."""
 
+SURE_SIDE = 0.9
+"""The locator is believed which side a hand is of from here on; else f_J2D, which sees no joints in the other one's."""
+
 Side = Literal["right", "left"]
 _TURNS = 4
 _SIDES: tuple[Side, ...] = ("right", "left")
@@ -146,7 +149,8 @@ class NetworkEvidence:
         with torch.no_grad():
             if boxes is None:
                 located = self._locate(image_rgb)
-                finds = self._read(image_rgb, [[_Look.at(hand.box_px, hand.side)] for hand in located])
+                looks = [[_Look.at(hand.box_px, side) for side in _sides_of(hand)] for hand in located]
+                finds = self._read(image_rgb, looks)
                 scored = [replace(f, score=hand.score) for f, hand in zip(finds, located, strict=True) if f is not None]
                 return [_evidence(find) for find in distinct(scored)]
             boxes = given_boxes(boxes, image_rgb.shape[:2])
@@ -158,7 +162,7 @@ class NetworkEvidence:
         return locate(locator, image_rgb, max_hands=self._max_hands)
 
     def _sides_in(self, image_rgb: np.ndarray, box: np.ndarray) -> Sequence[Side]:
-        """The side that the locator sees in a box; both, where it sees no hand there."""
+        """The side that the locator sees in a box; both, where it sees no hand there or is not sure of its side."""
         center, half = 0.5 * (box[:2] + box[2:]), 0.5 * BOX_VIEW * (box[2:] - box[:2]).max()
         low = np.floor(center - half).clip(0).astype(int)
         high = np.ceil(center + half).astype(int)
@@ -166,7 +170,7 @@ class NetworkEvidence:
         overlaps = [overlap(np.asarray(hand.box_px) + np.tile(low, 2), box) for hand in seen]
         if not overlaps or max(overlaps) < BOX_OVERLAP:
             return _SIDES
-        return (seen[int(np.argmax(overlaps))].side,)
+        return _sides_of(seen[int(np.argmax(overlaps))])
 
     def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[_Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
@@ -243,6 +247,10 @@ class _Reading(Find):
 
 def _score(find: Find) -> float:
     return find.score
+
+
+def _sides_of(hand: LocatedHand) -> Sequence[Side]:
+    return (hand.side,) if hand.side_score >= SURE_SIDE else _SIDES
 
 
 def _evidence(find: _Reading) -> HandEvidence:
