@@ -5,7 +5,8 @@
 Joints of rendered hands are projected exactly, plus noise in percent of the crop's side, and the default hand is fitted
 to them. Starts: ``lifter`` is what ``fit`` does, the network's hypotheses and a few alignments; ``alignments`` what it
 does without the network's weights; ``mean`` the mean hand alone, upright, palm to the camera, in the joints' box. All
-are refined alike.
+are refined alike. ``--doubt`` hands the joints over as an evidence source does: they are then believed as far as the
+lifter takes them for those of a hand, instead of to the pixel.
 
 The figures: reprojection error against the exact joints in percent of their bounding box's longer side; PA-MPJPE and
 the same for vertices in millimetres; the energy that was reached; time of a fit. And of annotated photographs, if
@@ -32,9 +33,11 @@ from dhpe_fast.alignment import StartViews, initial_states
 from dhpe_fast.conventions import MIDDLE_MCP, N_SHAPE
 from dhpe_fast.data import render_hands
 from dhpe_fast.data.rendered import RenderedHand
+from dhpe_fast.evidence import HandEvidence
 from dhpe_fast.first_estimate import Starts
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.derived_models import derived
+from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import pa_mpjpe_mm
 from dhpe_fast.refinement.gauss_newton import Evidence2d, HandConstants, HandState
 
@@ -71,19 +74,28 @@ STARTS: dict[str, Callable[..., Starts]] = {
 }
 
 
-def measure(hands: list[RenderedHand], seed: int, noise_percent: float, device: str) -> dict[str, list[float]]:
-    """Fits the hands; the lists of errors, energies and times."""
+def recovered(given_px: np.ndarray, side: str, device: str, doubt: bool) -> HandFit:
+    """The hand of these joints, which are believed, or doubted as those of a network are."""
     blank = np.zeros((*IMAGE_SIZE, 3), dtype=np.uint8)
-    rng = np.random.default_rng(seed + 1)
+    if not doubt:
+        return dhpe_fast.fit(blank, keypoints=given_px, hand=side, device=device)
+    seen = HandEvidence(given_px, np.ones(len(given_px)), side, 1.0)
+    (found,) = dhpe_fast.fit(blank, evidence=lambda image, boxes: [seen], device=device)
+    return found
+
+
+def measure(hands: list[RenderedHand], noise_percent: float, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Fits the hands; the lists of errors, energies and times."""
+    rng = np.random.default_rng(arguments.seed + 1)
     names = ("error2d_percent", "pa_mpjpe_mm", "pa_mpvpe_mm", "energy", "time_ms")
     columns: dict[str, list[float]] = {name: [] for name in names}
     for number, hand in enumerate(hands):
         exact_px = hand.joints2d_px.double().numpy()
         given_px = exact_px + rng.normal(0, 1, exact_px.shape) * (0.01 * noise_percent * hand.crop.size_px)
         if number == 0:
-            dhpe_fast.fit(blank, keypoints=given_px, hand=hand.side, device=device)
+            recovered(given_px, hand.side, arguments.device, arguments.doubt)
         start = time.perf_counter()
-        found = dhpe_fast.fit(blank, keypoints=given_px, hand=hand.side, device=device)
+        found = recovered(given_px, hand.side, arguments.device, arguments.doubt)
         columns["time_ms"].append(1000 * (time.perf_counter() - start))
         offset_px = np.linalg.norm(found.joints2d_px.cpu().double().numpy() - exact_px, axis=1)
         columns["error2d_percent"].append(100 * offset_px.mean() / np.ptp(exact_px, axis=0).max())
@@ -116,7 +128,7 @@ def main() -> None:
     for noise in arguments.noise:
         for name in arguments.start:
             with mock.patch.object(first_estimate, "starts", STARTS[name]):
-                columns = measure(hands, arguments.seed, noise, arguments.device)
+                columns = measure(hands, noise, arguments)
             table = {column: summary(values) for column, values in columns.items()}
             cells = "".join(f"{table[key]['median']:>9.2f} ({table[key]['p90']:>6.2f})" for key in WIDTHS)
             print(f"{noise:<10g}{name:<12}{cells}", flush=True)
@@ -138,6 +150,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--start", nargs="+", choices=tuple(STARTS), default=list(STARTS))
     parser.add_argument("--camera", choices=("weak", "pinhole", "mixed"), default="weak")
+    parser.add_argument("--doubt", action="store_true", help="joints as those of an evidence source")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -149,10 +162,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _file_name(arguments: argparse.Namespace, noise: float, start: str) -> str:
-    """What ``fit`` does has no name of its own."""
+    """What ``fit`` does with given keypoints has no name of its own."""
     level = "0px" if noise == 0 else f"{noise:g}pc"
     name = f"keypoint_fit_{arguments.camera}_noise{level}_{arguments.device.replace(':', '')}"
-    return name if start == "lifter" else f"{name}_{start}"
+    return name + ("" if start == "lifter" else f"_{start}") + ("_doubted" if arguments.doubt else "")
 
 
 def _palm_to_camera(joints_m: torch.Tensor, side: str) -> torch.Tensor:  # (21, 3) -> (3, 3)
