@@ -62,5 +62,9 @@ def test_the_best_threshold_is_the_score_of_the_last_hand_worth_its_false_ones()
     hands = [picture([(HAND, score, False)], [(HAND, False, True)]) for score in (0.9, 0.6)]
     wrong = [picture([(FAR, score, False)]) for score in (0.5, 0.4)]
     assert match(hands + wrong).best_threshold() == 0.6
+    late = [picture([(HAND, 0.3, False)], [(HAND, False, True)])]
+    # To 0.6: 2 right of 2 found and 3 there, F1 = 4 / 5 and F2 = 10 / 14; to 0.3: 6 / 8 and 15 / 17.
+    assert match(hands + wrong + late).best_threshold() == 0.6
+    assert match(hands + wrong + late).best_threshold(2.0) == 0.3
     with pytest.raises(ValueError, match="detections"):
         match([picture()]).best_threshold()

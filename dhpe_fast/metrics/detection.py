@@ -70,17 +70,21 @@ class Matches:
         """Boxes found in each picture without hands."""
         return float((self.in_empty & (self.scores >= least_score)).sum() / max(self.n_empty, 1))
 
-    def best_threshold(self) -> float:
-        """The score at which the harmonic mean of precision and recall is highest.
+    def best_threshold(self, recall_weight: float = 1.0) -> float:
+        """The score from which on the F-measure is highest (van Rijsbergen 1979).
+
+        Args:
+            recall_weight: recall counts so many times as much as precision; 1 is their harmonic mean.
 
         Raises:
             ValueError: if nothing is found.
         """
         if len(self.scores) == 0:
             raise ValueError("matches: expected detections to choose a threshold from, got none")
-        right = np.cumsum(self.is_right)
-        f1 = 2 * right / (np.arange(1, len(right) + 1) + self.n_hands)
-        return float(self.scores[f1.argmax()])
+        weight = recall_weight**2
+        right, found = np.cumsum(self.is_right), np.arange(1, len(self.is_right) + 1)
+        f_measure = (1 + weight) * right / (found + weight * self.n_hands)
+        return float(self.scores[f_measure.argmax()])
 
 
 def box_iou(
