@@ -144,7 +144,7 @@ class WeightsFolder:
         """A line for each network, checked by its checksum; nothing is loaded."""
         lines = []
         for name in NAMES:
-            if not self.has(name) and not (self.folder / MANIFEST).is_file():
+            if not self.has(name) and not self._promises(name):
                 lines.append(Description(name, "not part of this build", ok=True))
                 continue
             try:
@@ -156,6 +156,13 @@ class WeightsFolder:
             figures = "".join(f"; {what}: {_figure(value)}" for what, value in accuracy[:SHOWN_FIGURES])
             lines.append(Description(name, f"{size / 1e6:.1f} MB{figures}", ok=True))
         return lines
+
+    def _promises(self, name: str) -> bool:
+        """Whether the manifest, if it is whole, names the network."""
+        try:
+            return f"{name}.pt" in self.manifest()
+        except WeightsError:
+            return (self.folder / MANIFEST).exists()
 
     def _checked_bytes(self, name: str) -> bytes:
         """The file of a network, if it is the one of the manifest."""

@@ -174,12 +174,17 @@ class NetworkEvidence:
 
     def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[_Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
-        finds = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
-        first = [max([next(finds) for _ in looks], key=_score) for looks in candidates]
-        closer = {n: look for n, find in enumerate(first) if (look := _Look.around(find)) is not None}
-        second = dict(zip(closer, self._look(image_rgb, list(closer.values())), strict=True))
-        best = {n: max(first[n], find, key=_score) for n, find in second.items()}
-        return [best[n] if n in best and best[n].score >= self._min_confidence else None for n in range(len(first))]
+        found = self._look(image_rgb, [look for looks in candidates for look in looks])
+        closer = {n: look for n, find in enumerate(found) if (look := _Look.around(find)) is not None}
+        for n, again in zip(closer, self._look(image_rgb, list(closer.values())), strict=True):
+            found[n] = max(found[n], again, key=_score)
+        # Of both sides where the locator was not sure: only the second look decides, in the better crop.
+        rest = iter(found)
+        best = [max([next(rest) for _ in looks], key=_score) for looks in candidates]
+        return [find if self._is_hand(find) else None for find in best]
+
+    def _is_hand(self, find: _Reading) -> bool:
+        return find.score >= self._min_confidence and find.extent_px >= MIN_EXTENT_PX
 
     def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[_Reading]:
         """The joints in each crop, all crops at a time; the score is the mean peak."""
