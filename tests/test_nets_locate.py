@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from dhpe_fast import pretrained
+from dhpe_fast.data import render_hands
+from dhpe_fast.metrics.detection import box_iou
 from dhpe_fast.nets.locate import locate, pyramid_sizes
 from dhpe_fast.nets.locator import REFERENCE_PX, STRIDE, LocatorMaps
 
@@ -132,3 +135,15 @@ def test_other_shapes_than_rgb_are_refused(shape):
 def test_a_negative_number_of_hands_is_refused():
     with pytest.raises(ValueError, match="max_hands"):
         locate(Flags(), np.zeros((32, 32, 3), np.uint8), max_hands=-1)
+
+
+def test_the_weights_that_ship_find_rendered_hands():
+    if not pretrained.available("locator"):
+        pytest.skip("the package has no weights of the locator yet")
+    hands = render_hands(8, seed=5, image_size=(240, 320), pictures=True)
+    found = 0
+    for hand in hands:
+        box = torch.cat([hand.joints2d_px.amin(0), hand.joints2d_px.amax(0)]).numpy()
+        located = locate(pretrained.locator(), hand.image, max_hands=1, threshold=0.0)
+        found += bool(box_iou(np.array([one.box_px for one in located]), box).max(initial=0) > 0.5)
+    assert found >= 6
