@@ -8,7 +8,7 @@ look, at the crop around the joints that the first one found.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence
 from dhpe_fast.hand.camera import CropBox
 from dhpe_fast.nets.heatmaps import SIGMA, joints_from_heatmaps
-from dhpe_fast.nets.locate import LocatedHand, locate
+from dhpe_fast.nets.locate import THRESHOLD, LocatedHand, locate
 
 if TYPE_CHECKING:
     from dhpe_fast.nets import DHPE
@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 
 SURE = 0.3
 """From this peak on a joint counts as seen where the second crop is laid around the joints."""
+MIN_LOCATED = 0.15
+"""From this score on what the locator finds is looked at: f_J2D knows hands better, and sorts out what is none."""
+MAX_LOCATED = 6
+"""So many of these, at most."""
+SECOND_LOOK = 0.7
+"""A side is given up after the first look when its mean peak is less than this part of the other one's."""
 MIN_CONFIDENCE = 0.3
 """A hand whose mean peak is lower is none."""
 MIN_PEAK = 0.01
 """A lower peak says no more than this one."""
-LEAST_NOISE = 0.01
-"""Standard deviation of the coordinates of the surest joints, by the side of the crop: a third of a cell."""
+LEAST_NOISE = 0.015
+"""Standard deviation of the coordinates of the surest joints, by the side of the crop: half a cell."""
 BOX_VIEW = 2.0
 """Side of the square in which the locator looks for the hand in a box of the caller's, by the box's longer side."""
 BOX_OVERLAP = 0.3
@@ -110,7 +116,7 @@ class NetworkEvidence:
     It names the side of each hand. How exact a joint is follows from the peak of its heat map: what f_J2D is trained
     towards, by squares or by cross-entropy, is the mean of the maps exp(-d^2 / sigma^2) over all places where the joint
     may be. If these are spread normally, by u along each axis, the peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with
-    peaks that are low on average is not reported. Score: the locator's; with boxes the mean peak.
+    peaks that are low on average is not reported; their mean is its score.
 
     Args:
         locator: finds hands; None is ``pretrained.locator()``, read at the first image.
@@ -148,18 +154,17 @@ class NetworkEvidence:
         """
         with torch.no_grad():
             if boxes is None:
-                located = self._locate(image_rgb)
+                located = self._locate(image_rgb, MAX_LOCATED, MIN_LOCATED)
                 looks = [[_Look.at(hand.box_px, side) for side in _sides_of(hand)] for hand in located]
-                finds = self._read(image_rgb, looks)
-                scored = [replace(f, score=hand.score) for f, hand in zip(finds, located, strict=True) if f is not None]
-                return [_evidence(find) for find in distinct(scored)]
+                finds = distinct(find for find in self._read(image_rgb, looks) if find is not None)
+                return [_evidence(find) for find in finds[: self._max_hands]]
             boxes = given_boxes(boxes, image_rgb.shape[:2])
             looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
             return [_evidence(find) for find in self._read(image_rgb, looks) if find is not None]
 
-    def _locate(self, image_rgb: np.ndarray) -> list[LocatedHand]:
+    def _locate(self, image_rgb: np.ndarray, max_hands: int = 1, threshold: float = THRESHOLD) -> list[LocatedHand]:
         locator = pretrained.locator(self._device) if self._locator is None else self._locator
-        return locate(locator, image_rgb, max_hands=self._max_hands)
+        return locate(locator, image_rgb, max_hands=max_hands, threshold=threshold)
 
     def _sides_in(self, image_rgb: np.ndarray, box: np.ndarray) -> Sequence[Side]:
         """The side that the locator sees in a box; both, where it sees no hand there or is not sure of its side."""
@@ -174,13 +179,13 @@ class NetworkEvidence:
 
     def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[_Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
-        found = self._look(image_rgb, [look for looks in candidates for look in looks])
-        closer = {n: look for n, find in enumerate(found) if (look := _Look.around(find)) is not None}
-        for n, again in zip(closer, self._look(image_rgb, list(closer.values())), strict=True):
-            found[n] = max(found[n], again, key=_score)
-        # Of both sides where the locator was not sure: only the second look decides, in the better crop.
-        rest = iter(found)
-        best = [max([next(rest) for _ in looks], key=_score) for looks in candidates]
+        found = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
+        readings = [_likely([next(found) for _ in looks]) for looks in candidates]
+        closer = [(n, _Look.around(find)) for n, finds in enumerate(readings) for find in finds]
+        closer = [(n, look) for n, look in closer if look is not None]
+        for (n, _), again in zip(closer, self._look(image_rgb, [look for _, look in closer]), strict=True):
+            readings[n].append(again)
+        best = [max(finds, key=_score) for finds in readings]
         return [find if self._is_hand(find) else None for find in best]
 
     def _is_hand(self, find: _Reading) -> bool:
@@ -252,6 +257,12 @@ class _Reading(Find):
 
 def _score(find: Find) -> float:
     return find.score
+
+
+def _likely(finds: list[_Reading]) -> list[_Reading]:
+    """Of the sides of one hand those that a second look may still prove right."""
+    best = max(find.score for find in finds)
+    return [find for find in finds if find.score >= SECOND_LOOK * best]
 
 
 def _sides_of(hand: LocatedHand) -> Sequence[Side]:
