@@ -37,11 +37,11 @@ from dhpe_fast.train.checkpoint import (
     save_checkpoint,
 )
 from dhpe_fast.train.distributed import World, world
-from dhpe_fast.train.errors import TrainingDivergedError
 from dhpe_fast.train.log import RunLog, read_log
 from dhpe_fast.train.objective import Objective, TrainingObjective
 from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, check_shared, claim_folder, make_folder
+from dhpe_fast.train.step_guard import StepGuard
 from dhpe_fast.train.validation import picture_grid, validate
 
 
@@ -158,8 +158,7 @@ class Trainer:
         pose2d = [parameter for name, parameter in trained.items() if name.startswith("pose2d.")]
         groups = [{"params": group} for group in (mesh, pose2d) if group]
         self.optimizer = torch.optim.Adam(groups, lr=config.optimisation.learning_rate)
-        layers = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-        self.statistics = [buffer for layer in layers for buffer in layer.buffers()]
+        self.guard = StepGuard(model, config.optimisation.max_skipped_steps)
         if config.self_supervision.instances_per_seed and config.self_supervision.backgrounds is not None:
             background_files(config.self_supervision.backgrounds)  # missing ones are told now, not after epochs
         self.crops, self.held_out = (
@@ -234,7 +233,7 @@ class Trainer:
         options, progress = self.config.optimisation, self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(progress.batch / batches_per_epoch)
-        before = [buffer.clone() for buffer in self.statistics]
+        self.guard.begin()
         with self._autocast():
             objective: Objective = self.objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,7 +249,7 @@ class Trainer:
             progress.skipped_in_a_row = 0
             self._see(batch, objective)
         else:
-            self._skip({name: scalars[name] for name in objective.terms}, before)
+            self.guard.skip(progress, {name: scalars[name] for name in objective.terms})
         self._record(batch, objective, scalars)
         return scalars["total"]
 
@@ -258,18 +257,6 @@ class Trainer:
         """Of all processes."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         return dict(zip(values, self.processes.mean(stacked).tolist(), strict=True))
-
-    def _skip(self, terms: Mapping[str, float], statistics: list[torch.Tensor]) -> None:
-        """Nothing of the step stays: neither weights nor what batch normalisation has noted on the way."""
-        for buffer, value in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(value)
-        self.progress.skipped_in_a_row += 1
-        if self.progress.skipped_in_a_row >= self.config.optimisation.max_skipped_steps:
-            raise TrainingDivergedError(
-                f"step {self.progress.step}: the loss or its gradient was not finite {self.progress.skipped_in_a_row} "
-                f"times running, the last time with {', '.join(f'{name} {value:g}' for name, value in terms.items())}; "
-                "lower the learning rate, or go back to a checkpoint"
-            )
 
     def _see(self, batch: HandBatch, objective: Objective) -> None:
         """Keeps the predicted hands where they are, of which instances are made when those are asked for."""
@@ -373,11 +360,13 @@ def _freeze_untrained(model: DHPE, config: TrainConfig) -> None:
     """What no term of the loss reaches is no parameter of the run: processes would wait for its gradient."""
     if config.loss.heatmap_alone:
         model.requires_grad_(False)
+        model.pose2d.requires_grad_(True)
+        return
     model.pose2d.requires_grad_(config.loss.heatmap > 0)  # Eq. 3
     refiner = model.mesh_estimator.refiner
     if refiner is not None:  # Eq. 6, or f_J3D, which sees refined joints from its second iteration on
         seen = config.model.iterations > 1 and config.model.use_joints2d
-        refiner.requires_grad_(not config.loss.heatmap_alone and (config.loss.refine > 0 or seen))
+        refiner.requires_grad_(config.loss.refine > 0 or seen)
 
 
 def _draw_data(config: TrainConfig) -> None:

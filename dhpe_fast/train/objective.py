@@ -130,10 +130,9 @@ class TrainingObjective(nn.Module):
         return weight * batch.has_mask
 
     def _heatmap_term(self, batch: HandBatch, stages: tuple[Tensor, ...], mirrored: int = 0) -> Tensor:  # (B,)
-        valid = batch.valid.clone()
-        valid[:mirrored] = False
-        targets = heatmap_targets(batch.joints2d_px, valid, stages[-1].shape[-1], self.model.image_size)
-        valid[:mirrored] = True  # it is known that there is no joint of the right hand
+        other_side = torch.arange(len(batch), device=batch.valid.device)[:, None] < mirrored
+        shown, valid = batch.valid & ~other_side, batch.valid | other_side  # that a joint is not there is known, too
+        targets = heatmap_targets(batch.joints2d_px, shown, stages[-1].shape[-1], self.model.image_size)
         if self.loss.heatmap_measure == "entropy":
             return heatmap_entropy_loss(stages[-1], targets, heatmap_mass(stages[-1].shape[-1]), valid)
         return heatmap_loss(stages, targets, valid, reduction=self.loss.image_reduction)

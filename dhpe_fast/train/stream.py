@@ -24,10 +24,10 @@ from dhpe_fast.train.checkpoint import (
     save_checkpoint,
 )
 from dhpe_fast.train.distributed import World, check_device
-from dhpe_fast.train.errors import TrainingDivergedError
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, claim_folder, make_folder
+from dhpe_fast.train.step_guard import StepGuard
 
 Objective = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """(network, batch) -> the terms of the loss by name, weighted, () each; what is minimised is their sum."""
@@ -126,12 +126,7 @@ class StreamTrainer:
         options = config.optimisation
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.statistics = [
-            buffer
-            for layer in self.network.modules()
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-            for buffer in layer.buffers()
-        ]
+        self.guard = StepGuard(self.network, options.max_skipped_steps)
         self.progress = StreamProgress()
         self.scores: dict[str, float] = {}
 
@@ -182,7 +177,7 @@ class StreamTrainer:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        before = [buffer.clone() for buffer in self.statistics]
+        self.guard.begin()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=options.precision == "bfloat16"):
             terms = self.task.objective(self.network, batch)
         total = sum(terms.values())
@@ -199,19 +194,8 @@ class StreamTrainer:
             self.optimizer.step()
             progress.skipped_in_a_row = 0
         else:
-            self._skip({name: scalars[name] for name in terms}, before)
+            self.guard.skip(progress, {name: scalars[name] for name in terms})
         return scalars | {"learning_rate": rate}
-
-    def _skip(self, terms: Mapping[str, float], statistics: list[Tensor]) -> None:
-        for buffer, value in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(value)
-        self.progress.skipped_in_a_row += 1
-        if self.progress.skipped_in_a_row >= self.config.optimisation.max_skipped_steps:
-            raise TrainingDivergedError(
-                f"step {self.progress.step}: the loss or its gradient was not finite {self.progress.skipped_in_a_row} "
-                f"times running, the last time with {', '.join(f'{name} {value:g}' for name, value in terms.items())}; "
-                "lower the learning rate, or go back to a checkpoint"
-            )
 
     def _learning_rate(self) -> float:
         options, step = self.config.optimisation, self.progress.step
