@@ -178,13 +178,6 @@ def box_of(points_px: np.ndarray) -> np.ndarray:  # (N, 2) -> (4,)
     return np.concatenate([known.min(axis=0), known.max(axis=0)])
 
 
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:  # (4,), (4,)
-    """Intersection over union of two boxes."""
-    common = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common
-    return float(common / union) if union > 0 else 0.0
-
-
 def longer_side(box: np.ndarray) -> float:
     """Of a box, pixels."""
     return float((box[2:] - box[:2]).max())

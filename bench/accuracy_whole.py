@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from accuracy_hands import box_iou, box_of, fit_in_crop, held_out_hands
+from accuracy_hands import box_of, fit_in_crop, held_out_hands
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from dhpe_fast.data.loader import collate
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import SegmentationCounts
+from dhpe_fast.metrics.detection import box_iou
 from dhpe_fast.scores import Comparison, Measured, distances_mm, distances_px
 
 END_TO_END = "fit, end to end"
@@ -85,11 +86,11 @@ def measure_whole(root: Path, crops: HandCrops, count: int) -> WholePictures:
 
 def best_fit(fits: list[HandFit], box: np.ndarray) -> tuple[HandFit | None, float]:
     """The fit whose 2D joints overlap a box best, and by how much; None and 0 of none."""
-    overlaps = [box_iou(box_of(fit.joints2d_px.double().numpy()), box) for fit in fits]
-    if not overlaps:
+    if not fits:
         return None, 0.0
+    overlaps = box_iou([box_of(fit.joints2d_px.double().numpy()) for fit in fits], box)[:, 0]
     best = int(np.argmax(overlaps))
-    return fits[best], overlaps[best]
+    return fits[best], float(overlaps[best])
 
 
 def _measured(crops: HandCrops, index: int, fit: HandFit | None, width: int) -> Measured:
@@ -119,4 +120,4 @@ def _in_picture(both: list[Dataset], index: int) -> list[Sample]:
 
 def _overlap_with_any(fit: HandFit, boxes: list[np.ndarray]) -> float:
     box = box_of(fit.joints2d_px.double().numpy())
-    return max((box_iou(box, other) for other in boxes), default=0.0)
+    return float(box_iou(box, boxes).max(initial=0.0))

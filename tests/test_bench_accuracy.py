@@ -22,7 +22,6 @@ import accuracy_tones
 import accuracy_whole
 import readme_accuracy
 from accuracy_hands import (
-    box_iou,
     box_of,
     fit_in_crop,
     half_width,
@@ -42,6 +41,7 @@ from dhpe_fast.data import backgrounds, open_dataset, render_hands
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
+from dhpe_fast.metrics.detection import box_iou
 from dhpe_fast.nets import heatmap_targets
 from dhpe_fast.scores import Measured
 
