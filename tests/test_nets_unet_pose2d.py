@@ -43,7 +43,7 @@ def test_a_moved_picture_has_moved_maps():
 def test_it_learns_where_a_mark_is():
     torch.manual_seed(0)
     net = UNetPose2D(width=0.25, input_size=32)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
 
     def marked(n: int) -> tuple[torch.Tensor, torch.Tensor]:
