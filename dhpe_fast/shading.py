@@ -5,7 +5,7 @@ Colours are sRGB in [0, 1]. Directions are in the camera frame: x right, y down,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from dhpe_fast.ops import interpolate, rasterize
 
 Camera = WeakPerspective | Pinhole
 
-_GAMMA = 2.2
+GAMMA = 2.2
+"""Linear radiance is sRGB to this power."""
 _BAND_SAMPLES = 400_000
 _LARGE_WINDOWS_PX = (250_000, 1_000_000)
 
@@ -66,6 +67,18 @@ DAYLIGHT = Lighting(shadows=False, per_vertex=True)
 """For many pictures in little time."""
 
 
+@dataclass(frozen=True, eq=False)
+class Patterned:
+    """Colours of vertices, and a pattern finer than these: a solid texture (Peachey 1985; Perlin 1985)."""
+
+    colors: Tensor
+    """(V, 3) albedo in [0, 1]."""
+    places: Tensor
+    """(V, 3) where the pattern is looked up: each vertex' place in a space of the pattern's own."""
+    factor: Callable[[Tensor], Tensor]
+    """From places (N, 3) to factors (N, 3) on the linear albedo."""
+
+
 def shade(
     verts_m: Tensor,  # (V, 3) camera frame
     faces: Tensor,  # (F, 3) outward counter-clockwise
@@ -74,7 +87,7 @@ def shade(
     *,
     material: Material = CLAY,
     lighting: Lighting = STUDIO,
-    vertex_colors: Tensor | None = None,  # (V, 3)
+    vertex_colors: Tensor | Patterned | None = None,  # (V, 3)
     supersample: int | None = None,
 ) -> np.ndarray:
     """Draws a smooth-shaded mesh, float32 (H, W, 4): sRGB and straight alpha in [0, 1].
@@ -88,13 +101,17 @@ def shade(
         image_size: (height, width).
         material: reflectance; its colour is that of vertices without `vertex_colors`.
         lighting: lights of the scene.
-        vertex_colors: albedo of each vertex in [0, 1].
+        vertex_colors: albedo of each vertex in [0, 1], with or without a pattern.
         supersample: samples along each side of a pixel, 1 to 8; None is 3, and less for large meshes.
 
     Raises:
         ValueError: if shapes do not fit, or `image_size` or `supersample` is out of range.
     """
-    height, width = _check_scene(verts_m, faces, image_size, supersample, vertex_colors)
+    pattern = vertex_colors if isinstance(vertex_colors, Patterned) else None
+    colors = vertex_colors if pattern is None else pattern.colors
+    height, width = _check_scene(verts_m, faces, image_size, supersample, colors)
+    if pattern is not None and pattern.places.shape != verts_m.shape:
+        raise ValueError(f"vertex_colors.places: expected {tuple(verts_m.shape)}, got {tuple(pattern.places.shape)}")
     canvas = np.zeros((height, width, 4), dtype=np.float32)
     verts_m = verts_m.detach().float().cpu()
     points_px = camera.project(verts_m.double())
@@ -106,9 +123,9 @@ def shade(
         area_px = (right - left) * (bottom - top)
         supersample = 3 - sum(area_px > limit for limit in _LARGE_WINDOWS_PX)
     albedo = verts_m.new_tensor(material.color).expand_as(verts_m)
-    if vertex_colors is not None:
-        albedo = vertex_colors.detach().float().cpu()
-    scene = _Scene(verts_m, faces.detach().cpu().long(), albedo.clamp(0, 1) ** _GAMMA, material, lighting)
+    if colors is not None:
+        albedo = colors.detach().float().cpu()
+    scene = _Scene(verts_m, faces.detach().cpu().long(), albedo.clamp(0, 1) ** GAMMA, material, lighting, pattern)
     for first, last in _bands(top, bottom, (right - left) * supersample**2):
         offset = points_px.new_tensor((left, first))
         verts_px = torch.cat([((points_px - offset) * supersample).float(), verts_m[:, 2:]], dim=1)
@@ -159,9 +176,17 @@ def round_off(
 class _Scene:
     """A lit mesh, ready to be drawn; float32 on the CPU, colours linear."""
 
-    def __init__(self, verts_m: Tensor, faces: Tensor, albedo: Tensor, material: Material, lighting: Lighting) -> None:
+    def __init__(
+        self,
+        verts_m: Tensor,
+        faces: Tensor,
+        albedo: Tensor,
+        material: Material,
+        lighting: Lighting,
+        pattern: Patterned | None = None,
+    ) -> None:
         self.verts_m, self.faces = verts_m, faces
-        self.material, self.lighting = material, lighting
+        self.material, self.lighting, self.pattern = material, lighting, pattern
         # Where light is computed at the vertices, creases are not looked at.
         self.corner_normals = None if lighting.per_vertex else _corner_normals(verts_m, faces)
         self.key = normalize(verts_m.new_tensor(lighting.key), dim=0)
@@ -172,6 +197,8 @@ class _Scene:
             sky = _open_sky(verts_m, faces)
         # What is interpolated over a face, side by side: one gather instead of three.
         self.vertex_values = torch.cat([verts_m, albedo, sky], dim=1)
+        if pattern is not None:
+            self.vertex_values = torch.cat([self.vertex_values, pattern.places.detach().float().cpu()], dim=1)
 
     def radiance(
         self,
@@ -181,9 +208,14 @@ class _Scene:
     ) -> Tensor:
         """Linear radiance and coverage (h, w, 4) of samples at the centres of pixels."""
         seen = rasterize(verts_px[None], self.faces.int(), size, perspective=perspective)
-        if self.lighting.per_vertex:
-            return interpolate(self._lit_vertices(perspective), self.faces.int(), seen)[0]
         covered = seen.face_index[0] >= 0
+        if self.lighting.per_vertex:
+            lit = interpolate(self._lit_vertices(perspective), self.faces.int(), seen)[0]
+            if self.pattern is None:
+                return lit
+            samples, places = lit[..., :4].contiguous(), lit[..., 4:]
+            samples[..., :3][covered] *= self.pattern.factor(places[covered])
+            return samples
         samples = torch.zeros(*size, 4)
         if covered.any():
             face = seen.face_index[0][covered].long()
@@ -193,17 +225,19 @@ class _Scene:
         return samples
 
     def _lit_vertices(self, perspective: bool) -> Tensor:
-        """Linear radiance and coverage (V, 4) of the vertices."""
-        points_m, albedo, sky = self.vertex_values.split([3, 3, 1], dim=1)
+        """Linear radiance and coverage (V, 4) of the vertices; with a pattern (V, 7), its places beside them."""
+        points_m, albedo, sky, places = self.vertex_values.tensor_split([3, 6, 7], dim=1)
         to_viewer = normalize(-points_m if perspective else points_m.new_tensor((0, 0, -1)).expand_as(points_m), dim=1)
         normals = vertex_normals(self.verts_m, self.faces)
         reached = sky if self.shadow is None else self.shadow.soft(points_m, normals)
-        return torch.cat([self._lit(normals, to_viewer, albedo, sky, reached), torch.ones_like(sky)], dim=1)
+        return torch.cat([self._lit(normals, to_viewer, albedo, sky, reached), torch.ones_like(sky), places], dim=1)
 
     def _reflected(self, face: Tensor, bary: Tensor, perspective: bool) -> Tensor:
         """Linear radiance (N, 3) of points given by face (N,) and barycentric coordinates (N, 3)."""
         corners, weights = self.faces[face], bary[..., None]
-        points_m, albedo, sky = (self.vertex_values[corners] * weights).sum(1).split([3, 3, 1], dim=1)
+        points_m, albedo, sky, places = (self.vertex_values[corners] * weights).sum(1).tensor_split([3, 6, 7], dim=1)
+        if self.pattern is not None:
+            albedo = (albedo * self.pattern.factor(places)).clamp(0, 1)
         to_viewer = -points_m if perspective else points_m.new_tensor((0, 0, -1)).expand_as(points_m)
         to_viewer = normalize(to_viewer, dim=1)
         a, b, c = self.verts_m[corners].unbind(1)
@@ -364,7 +398,7 @@ def _encoded(samples: Tensor, supersample: int) -> np.ndarray:
     knee = 0.6
     over = (radiance - knee).clamp(min=0)
     radiance = radiance.clamp(max=knee) + (1 - knee) * (1 - torch.exp(-over / (1 - knee)))
-    return torch.cat([radiance ** (1 / _GAMMA), alpha], dim=-1).numpy()
+    return torch.cat([radiance ** (1 / GAMMA), alpha], dim=-1).numpy()
 
 
 def _bands(top: int, bottom: int, samples_per_row: int) -> Iterator[tuple[int, int]]:

@@ -29,7 +29,7 @@ from dhpe_fast.data.pictures import (
     hand_layer,
     has_forearm,
     random_light,
-    skin_colors,
+    random_skin,
 )
 from dhpe_fast.data.synthetic import SPLITS, Recipe, sampled_hand
 from dhpe_fast.data.thing_meshes import random_thing
@@ -195,7 +195,7 @@ def _draw_hand(side: str, rng: np.random.Generator, light: Lighting, sleeve: Sle
     elbow_m = center_m + FOREARM_M * axis
     outline_m = torch.cat([verts_m, elbow_m[None] + 0.05 * torch.eye(3), elbow_m[None] - 0.05 * torch.eye(3)])
     camera, size = _framing(outline_m if has_forearm(axis) else verts_m, focal_px, away_m)
-    rgba = hand_layer(model, verts_m + away_m, camera, size, skin_colors(model, rng), light, sleeve)
+    rgba = hand_layer(model, verts_m + away_m, camera, size, random_skin(model, rng), light, sleeve)
     elbow_px = camera.project((elbow_m + away_m)[None])[0].numpy() if has_forearm(axis) else np.full(2, np.nan)
     joints_px = camera.project(joints_m + away_m).numpy()
     return Layer(_bytes(rgba), side, joints_px.astype(np.float32), elbow_px.astype(np.float32), scale)

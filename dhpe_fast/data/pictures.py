@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import cv2
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from dhpe_fast.conventions import MIDDLE_MCP
 from dhpe_fast.data.backgrounds import soft_background
+from dhpe_fast.data.skin_detail import SkinDetail
 from dhpe_fast.hand import HandModel, Pinhole, WeakPerspective
-from dhpe_fast.shading import SKIN, Lighting, round_off, shade
+from dhpe_fast.shading import GAMMA, SKIN, Lighting, Patterned, round_off, shade
 
 SKIN_TONES = (
     (0.95, 0.80, 0.73),
@@ -50,6 +52,16 @@ class Sleeve:
         return cls(tuple(color.tolist()), int(rng.integers(1, _FOREARM_RINGS)), rng.uniform(1.05, 1.4))
 
 
+@dataclass(frozen=True, eq=False)
+class Skin:
+    """The skin of one person's hands."""
+
+    colors: Tensor
+    """(778, 3) albedo of the vertices, sRGB."""
+    detail: SkinDetail
+    """What is finer than these."""
+
+
 def draw_hand(
     model: HandModel,
     verts_m: Tensor,  # (778, 3) camera frame
@@ -73,8 +85,8 @@ def draw_hand(
         tone: place in ``SKIN_TONES``, 0 (light) to 1 (dark); None is random.
     """
     tone = rng.uniform() if tone is None else tone
-    colors = _skin_colors(model, tone, rng)
-    layer = hand_layer(model, verts_m, camera, image_size, colors, random_light(rng))
+    skin = _skin(model, tone, rng)
+    layer = hand_layer(model, verts_m, camera, image_size, skin, random_light(rng))
     return sensor_image(lay_over(soft_background(image_size, rng), layer, shadow=0.45), rng)
 
 
@@ -83,14 +95,15 @@ def hand_layer(
     verts_m: Tensor,  # (778, 3) camera frame
     camera: WeakPerspective | Pinhole,
     image_size: tuple[int, int],
-    colors: Tensor,  # (778, 3) albedo
+    skin: Skin,
     light: Lighting,
     sleeve: Sleeve | None = None,
     supersample: int | None = None,
 ) -> np.ndarray:
     """The lit hand and its forearm alone: float32 (H, W, 4), sRGB and straight alpha."""
-    points_m, faces, colors = _with_forearm(model, verts_m, colors, sleeve)
-    points_m, faces, colors = round_off(points_m, faces, colors)
+    values = torch.cat([skin.colors, _places_m(model.side)], dim=1)
+    points_m, faces, values = round_off(*_with_forearm(model, verts_m, values, sleeve))
+    colors, places_m = values.split(3, dim=1)
     return shade(
         points_m,
         faces,
@@ -98,7 +111,7 @@ def hand_layer(
         image_size,
         material=SKIN,
         lighting=light,
-        vertex_colors=colors,
+        vertex_colors=Patterned(colors, places_m, skin.detail.factor),
         supersample=supersample,
     )
 
@@ -120,10 +133,10 @@ def has_forearm(
     return bool(axis[2] >= _TOWARDS_CAMERA)
 
 
-def skin_colors(model: HandModel, rng: np.random.Generator, tone: float | None = None) -> Tensor:
-    """Random albedo of the vertices (778, 3); of a given `tone`, as of a random one, all else is the same."""
+def random_skin(model: HandModel, rng: np.random.Generator, tone: float | None = None) -> Skin:
+    """Somebody's skin; of a given `tone`, as of a random one, all else is the same."""
     any_tone = rng.uniform()
-    return _skin_colors(model, any_tone if tone is None else tone, rng)
+    return _skin(model, any_tone if tone is None else tone, rng)
 
 
 def lay_over(
@@ -140,6 +153,11 @@ def lay_over(
         shade_map = cv2.warpAffine(alpha, moved, alpha.shape[1::-1])
         picture = picture * (1 - shadow * cv2.GaussianBlur(shade_map, (0, 0), max(1.0, 0.10 * size_px))[..., None])
     return picture * (1 - alpha) + layer[..., :3] * alpha
+
+
+def _skin(model: HandModel, tone: float, rng: np.random.Generator) -> Skin:
+    colors = _skin_colors(model, tone, rng)
+    return Skin(colors, SkinDetail.random((colors.mean(0) ** GAMMA).double().numpy(), rng))
 
 
 def _skin_colors(model: HandModel, tone: float, rng: np.random.Generator) -> Tensor:
@@ -163,16 +181,25 @@ def _skin_colors(model: HandModel, tone: float, rng: np.random.Generator) -> Ten
     return torch.from_numpy(np.clip(colors, 0.02, 1.0)).float()
 
 
+@lru_cache(maxsize=2)
+def _places_m(side: str) -> Tensor:  # (778, 3)
+    """Where the detail of the skin is looked up; any model's vertices are those of the default hand in this."""
+    return HandModel.default(side).v_template * torch.tensor((1.0 if side == "right" else -1.0, 1, 1))
+
+
 def _with_forearm(
-    model: HandModel, verts_m: Tensor, colors: Tensor, sleeve: Sleeve | None
+    model: HandModel,
+    verts_m: Tensor,  # (778, 3)
+    values: Tensor,  # (778, 6) colours and places
+    sleeve: Sleeve | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mesh and colours of the hand, continued from its border by a forearm; closed where that would hide it."""
+    """Mesh and values of the hand, continued from its border by a forearm; closed where that would hide it."""
     ring = model.wrist_index
     border = verts_m[ring]
     center, axis = forearm_axis(model, verts_m)
     if not has_forearm(axis):
-        return model.close_wrist(verts_m), model.faces_closed, torch.cat([colors, colors[ring].mean(0)[None]])
-    skin = colors[ring].mean(0)
+        return model.close_wrist(verts_m), model.faces_closed, torch.cat([values, values[ring].mean(0)[None]])
+    skin = values[ring].mean(0)[:3]
     rows = [(step, 1.0, skin) for step in range(1, _FOREARM_RINGS + 1)]
     if sleeve is not None:  # its hem is a ring of its own, around that of the skin
         cloth = skin.new_tensor(sleeve.color)
@@ -189,9 +216,11 @@ def _with_forearm(
     for near, far in pairwise(starts):
         near_next, far_next = near.roll(-1), far.roll(-1)
         faces += [torch.stack([near_next, near, far], 1), torch.stack([near_next, far, far_next], 1)]
-    forearm = torch.stack([color for _, _, color in rows]).repeat_interleave(n, dim=0)
+    colors = torch.stack([color for _, _, color in rows]).repeat_interleave(n, dim=0)
     points_m = torch.cat([verts_m, rings.reshape(-1, 3)])
-    return points_m, torch.cat(faces), torch.cat([colors, forearm])
+    # Beyond the wrist there is no detail.
+    places_m = (values[ring, 3:] + steps * values.new_tensor((FOREARM_M, 0, 0))).reshape(-1, 3)
+    return points_m, torch.cat(faces), torch.cat([values, torch.cat([colors, places_m], dim=1)])
 
 
 def random_light(rng: np.random.Generator) -> Lighting:

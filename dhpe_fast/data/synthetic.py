@@ -30,7 +30,7 @@ from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.files import RECIPE_FILE, read_json
-from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, sensor_image, skin_colors
+from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, sensor_image, random_skin
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
 from dhpe_fast.hand import HandModel, Pinhole
 from dhpe_fast.hand.anatomy import joint_axes, sample_poses
@@ -356,10 +356,10 @@ def _picture(
     light = random_light(rng)
     shadows = bool(rng.random() < SHADOWED)
     light = replace(light, shadows=shadows, per_vertex=not shadows)
-    colors = skin_colors(hands[0].model, rng, recipe.tone)  # both hands are of one person
+    skin = random_skin(hands[0].model, rng, recipe.tone)  # both hands are of one person
     sleeve = Sleeve.random(rng) if rng.random() < SLEEVE else None
     for hand in sorted(hands, key=lambda hand: -float(hand.joints_m[:, 2].mean())):
-        layer = hand_layer(hand.model, hand.verts_m, camera, size, colors, light, sleeve, _SUPERSAMPLE)
+        layer = hand_layer(hand.model, hand.verts_m, camera, size, skin, light, sleeve, _SUPERSAMPLE)
         picture = lay_over(picture, layer, shadow=rng.uniform(0, 0.5))
         person |= layer[..., 3] > 0.5
     picture = lay_over(picture, occluder)
