@@ -15,7 +15,7 @@ from dhpe_fast.image import read_image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
 SCIKIT_IMAGE = "scikit-image"
-"""In place of a folder: the photographs of the package of that name whose terms it states, and which are free to use."""
+"""In place of a folder: those photographs of the package of that name whose terms it states; all are free to use."""
 _PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel")
 _PHOTOGRAPHS += ("horse", "hubble_deep_field", "ihc", "retina", "rocket")
 _SKIN_LIKE = 0.25

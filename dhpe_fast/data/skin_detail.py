@@ -48,7 +48,7 @@ class SkinDetail:
     palm: np.ndarray
     """(3,) factor on the albedo of the palmar side."""
     warp: np.ndarray
-    """(3, 4): amplitudes and phases of the waves, metres and radians, by which one person's lines differ from another's."""
+    """(3, 4): amplitudes (metres) and phases of the waves by which one person's lines differ from another's."""
 
     @classmethod
     def random(cls, skin_linear: np.ndarray, rng: np.random.Generator) -> SkinDetail:

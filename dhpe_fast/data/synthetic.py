@@ -30,7 +30,7 @@ from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.files import RECIPE_FILE, read_json
-from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, sensor_image, random_skin
+from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, random_skin, sensor_image
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
 from dhpe_fast.hand import HandModel, Pinhole
 from dhpe_fast.hand.anatomy import joint_axes, sample_poses
