@@ -115,6 +115,8 @@ class Loss(_Section):
     heatmap: NonNegativeFloat = 1.0
     """Of Eq. 3, which trains the 2D pose network alone; 0 leaves that as it is. Where all other weights are 0, nothing
     else is trained, and nothing else runs."""
+    seen_silhouette: NonNegativeFloat = 0.0
+    """Where f_J2D is trained alone: of the cross-entropy between the silhouette it sees and the mask."""
     pose_prior: NonNegativeFloat = 0.0
     """Of the squared distance to natural poses; not in the paper."""
     shape_prior: NonNegativeFloat = 0.0

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dhpe_fast.conventions import CROP_SIZE_PX
 from dhpe_fast.ops import silhouette
@@ -114,6 +115,40 @@ def heatmap_entropy_loss(
     logs = torch.cat([shares[..., :-1].clamp_min(1e-30), shares[..., -1:].clamp_min(1e-6)], -1).log()
     terms = (torch.special.xlogy(truth, truth.clamp_min(1e-30)) - truth * logs).sum(-1)
     return terms.mean(-1) if valid is None else (terms * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+
+
+def seen_silhouette_loss(
+    log_odds: Tensor,  # (*batch, n, n)
+    masks: Tensor,  # (*batch, S, S) in [0, 1], S a multiple of n
+    has_mask: Tensor | None = None,  # (*batch,) bool
+) -> Tensor:
+    """Cross-entropy of a silhouette seen in cells against the share of each cell that the mask covers: (*batch,).
+
+    The mean over the cells, in nats; 0 for instances without a mask.
+
+    Args:
+        log_odds: that a cell shows the hand.
+        masks: finer than the cells or as fine.
+        has_mask: which instances have one.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
+    """
+    for name, value in (("log_odds", log_odds), ("masks", masks)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a floating-point tensor, got {given}")
+    if log_odds.dim() < 2 or masks.shape[:-2] != log_odds.shape[:-2]:
+        raise ValueError(f"masks: expected one for each of log_odds {tuple(log_odds.shape)}, got {tuple(masks.shape)}")
+    cells, size = log_odds.shape[-1], masks.shape[-1]
+    if log_odds.shape[-2] != cells or masks.shape[-2] != size or not cells or size % cells:
+        raise ValueError(
+            f"masks: expected squares of a multiple of {cells} pixels for log_odds {tuple(log_odds.shape)}, "
+            f"got {tuple(masks.shape)}"
+        )
+    shares = masks.to(log_odds.dtype).unflatten(-1, (cells, -1)).unflatten(-3, (cells, -1)).mean((-3, -1))
+    terms = binary_cross_entropy_with_logits(log_odds, shares, reduction="none").mean((-2, -1))
+    return terms if has_mask is None else terms * has_mask
 
 
 def joints2d_refine_loss(

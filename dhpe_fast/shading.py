@@ -252,7 +252,7 @@ class _Scene:
         material, lighting = self.material, self.lighting
         wrap = albedo.new_tensor(material.wrap)
         # Light that bounces between the walls of a crease takes on their colour.
-        open_sky = sky / (1 - albedo * (1 - sky))
+        open_sky = sky / (1 - albedo * (1 - sky)).clamp(min=1e-3)
         light = albedo.new_tensor(lighting.ambient) * (0.8 - 0.2 * normals[:, 1:2]) * open_sky
         gloss = torch.zeros_like(albedo)
         fill = normalize(albedo.new_tensor(lighting.fill), dim=0)

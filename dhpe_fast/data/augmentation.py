@@ -29,6 +29,8 @@ OCCLUDER_FIELDS = (
 which ``stripes * sin(frequency * x + phase)`` is added along its own x axis. One of zero size is not drawn."""
 
 
+_ASTRAY = (0.5, 2.0)
+"""``center`` and ``scale`` of a square that is laid wrongly."""
 BLUR_REACH = 3.0
 """Blurs are cut off at so many standard deviations of the widest one that can be drawn."""
 
@@ -43,6 +45,9 @@ class CropAugmentation:
     """Its side is multiplied by a factor between 1 / scale and scale, uniform in the logarithm."""
     rotation: float = 0.0
     """It turns by up to so many radians, either way."""
+    astray: float = 0.0
+    """Probability that the square is laid wrongly instead: moved by up to half its side, in x and y, and made up to
+    twice as large or small, so that parts of the hand lie outside."""
     brightness: float = 0.0
     """All channels are multiplied by 1 +- this."""
     tint: float = 0.0
@@ -69,9 +74,9 @@ class CropAugmentation:
             value = getattr(self, field.name)
             if field.name != "occluder_size" and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"CropAugmentation.{field.name}: expected a finite number >= 0, got {value!r}")
-        for name, limit in (("brightness", 1), ("tint", 1), ("contrast", 1), ("saturation", 1), ("occlusion", 1)):
-            if getattr(self, name) > limit:
-                raise ValueError(f"CropAugmentation.{name}: expected at most {limit}, got {getattr(self, name)}")
+        for name in ("brightness", "tint", "contrast", "saturation", "occlusion", "astray"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"CropAugmentation.{name}: expected at most 1, got {getattr(self, name)}")
         if self.scale < 1:
             raise ValueError(f"CropAugmentation.scale: expected a factor >= 1, got {self.scale}")
         if not isinstance(self.occluders, int):
@@ -134,9 +139,12 @@ class Look:
 def draw_square_jitter(augmentation: CropAugmentation, rng: np.random.Generator) -> SquareJitter:
     """Moves, resizes and turns the square at random."""
     x, y, log_scale, angle = rng.uniform(-1, 1, 4)
+    center, scale = augmentation.center, augmentation.scale
+    if augmentation.astray and rng.random() < augmentation.astray:
+        center, scale = _ASTRAY
     return SquareJitter(
-        shift=(augmentation.center * x, augmentation.center * y),
-        scale=math.exp(log_scale * math.log(augmentation.scale)),
+        shift=(center * x, center * y),
+        scale=math.exp(log_scale * math.log(scale)),
         angle=augmentation.rotation * angle,
     )
 

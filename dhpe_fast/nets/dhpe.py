@@ -41,6 +41,8 @@ class DHPESpec:
     """Side to which f_J2D resizes the crops; its heat maps have an eighth of it, 32 in the paper ("unet": a fourth)."""
     pose2d_subpixel: bool = False
     """Whether j_2D is read between the cells of the heat maps; the paper takes the largest cell."""
+    pose2d_silhouette: bool = False
+    """Whether a "unet" also tells which cells are the hand: not in the paper."""
     iterations: int = 3
     """Of the mesh estimator (Eq. 5)."""
     regressor_hidden: int = 0
@@ -167,12 +169,24 @@ class DHPE(nn.Module):
         Raises:
             TypeError, ValueError: as ``forward``.
         """
-        check_images(images)
-        if images.shape[2:] != (self.image_size, self.image_size):
-            side = self.image_size
-            raise ValueError(f"images: expected crops (B, 3, {side}, {side}), got {tuple(images.shape)}")
+        self._check_crops(images)
         heatmaps = self.pose2d(images)
-        return heatmaps, joints_from_heatmaps(heatmaps[-1], self.image_size, self._spec.pose2d_subpixel)
+        return heatmaps, self._joints2d_px(heatmaps)
+
+    def estimate_joints2d_and_silhouette(
+        self,
+        images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """f_J2D alone, as ``estimate_joints2d``, and the log-odds (B, n, n) that a cell of its maps shows the hand.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; ValueError without the option ``pose2d_silhouette``.
+        """
+        self._check_crops(images)
+        if not self._spec.pose2d_silhouette:
+            raise ValueError("pose2d_silhouette: this f_J2D tells no silhouette, it was made without")
+        heatmaps, silhouette = self.pose2d.heatmaps_and_silhouette(images)
+        return (heatmaps,), self._joints2d_px((heatmaps,)), silhouette
 
     def estimate_mesh(self, evidence: Evidence) -> MeshEstimate:
         """The hand h' = f_E3D(z), and j'_2D, of each iteration (Sec. 3.2).
@@ -193,13 +207,24 @@ class DHPE(nn.Module):
         """
         return self.projector(h)
 
+    def _check_crops(self, images: Tensor) -> None:
+        check_images(images)
+        if images.shape[2:] != (self.image_size, self.image_size):
+            side = self.image_size
+            raise ValueError(f"images: expected crops (B, 3, {side}, {side}), got {tuple(images.shape)}")
+
+    def _joints2d_px(self, heatmaps: tuple[Tensor, ...]) -> Tensor:
+        return joints_from_heatmaps(heatmaps[-1], self.image_size, self._spec.pose2d_subpixel)
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.spec().items())
 
 
 def _pose2d_net(spec: DHPESpec) -> Pose2DNet | UNetPose2D:
     if spec.pose2d == "unet":
-        return UNetPose2D(spec.pose2d_width, spec.pose2d_input_size)
+        return UNetPose2D(spec.pose2d_width, spec.pose2d_input_size, silhouette=spec.pose2d_silhouette)
+    if spec.pose2d_silhouette:
+        raise ValueError(f"pose2d_silhouette: of pose2d='unet' only, got pose2d={spec.pose2d!r}")
     if spec.pose2d != "posenet":
         raise ValueError(f"pose2d: expected 'posenet' or 'unet', got {spec.pose2d!r}")
     return Pose2DNet(spec.pose2d_width, spec.pose2d_stages, spec.pose2d_input_size)

@@ -36,14 +36,16 @@ class UNetPose2D(nn.Module):
     Attributes:
         input_size: side to which images are resized, pixels.
         heatmap_size: cells a side, a fourth of `input_size`.
+        silhouette: the layer that tells which cells are the hand, or None.
     """
 
-    def __init__(self, width: float = 1.0, input_size: int = 128) -> None:
+    def __init__(self, width: float = 1.0, input_size: int = 128, *, silhouette: bool = False) -> None:
         """Random weights.
 
         Args:
             width: factor on the numbers of channels, but for heat maps.
             input_size: a multiple of 32.
+            silhouette: whether it also tells which cells are the hand, see ``heatmaps_and_silhouette``.
 
         Raises:
             ValueError: if an argument is none of these.
@@ -66,6 +68,7 @@ class UNetPose2D(nn.Module):
         self.up = nn.ModuleList(BasicBlock(c, c, stride=1) for c in channels[:-1])
         self.head = nn.Conv2d(channels[0], N_JOINTS_STD, 1)
         self.outside = nn.Parameter(torch.zeros(N_JOINTS_STD))
+        self.silhouette = nn.Conv2d(channels[0], 1, 1) if silhouette else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -86,6 +89,24 @@ class UNetPose2D(nn.Module):
         Raises:
             TypeError, ValueError: if `images` is no floating-point tensor (B, 3, S, S).
         """
+        return (self._heatmaps(self._seen(images)),)
+
+    def heatmaps_and_silhouette(
+        self,
+        images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
+    ) -> tuple[Tensor, Tensor]:
+        """The heat maps of ``forward``, and (B, n, n) log-odds that a cell shows the hand.
+
+        Raises:
+            TypeError, ValueError: as ``forward``; ValueError if it was made without ``silhouette``.
+        """
+        if self.silhouette is None:
+            raise ValueError("silhouette: this network has none, it was made without")
+        x = self._seen(images)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._heatmaps(x), self.silhouette(x.to(self.silhouette.weight.dtype))[:, 0]
+
+    def _seen(self, images: Tensor) -> Tensor:  # (B, channels, n, n)
         check_images(images)
         if images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected square crops (B, 3, S, S), got {tuple(images.shape)}")
@@ -97,8 +118,11 @@ class UNetPose2D(nn.Module):
         x = self.bottom(x)
         for finer, lateral, block in zip(levels[-2::-1], reversed(self.lateral), reversed(self.up), strict=True):
             x = block(finer + F.interpolate(lateral(x), scale_factor=2.0, mode="nearest"))
+        return x
+
+    def _heatmaps(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             logits = self.head(x.to(self.head.weight.dtype))
             outside = self.outside.expand(len(logits), -1)[..., None]
             share = torch.cat([logits.flatten(2), outside], dim=2).softmax(dim=2)[..., :-1]
-            return (share.unflatten(2, logits.shape[2:]) * heatmap_mass(logits.shape[-1]),)
+            return share.unflatten(2, logits.shape[2:]) * heatmap_mass(logits.shape[-1])

@@ -20,6 +20,7 @@ from dhpe_fast.losses import (
     heatmap_loss,
     joints2d_refine_loss,
     laplacian_loss,
+    seen_silhouette_loss,
     silhouette_gate,
     silhouette_loss,
     total_loss,
@@ -63,11 +64,7 @@ class TrainingObjective(nn.Module):
     def forward(self, batch: HandBatch) -> Objective:
         """Runs the networks on a mini-batch and judges what they say."""
         if self.loss.heatmap_alone:
-            n = round(self.loss.other_side * len(batch))  # batches are shuffled: the first ones are any
-            images = torch.cat([batch.images[:n].flip(-1), batch.images[n:]])
-            heatmaps, joints2d_px = self.model.estimate_joints2d(images)
-            term = self._heatmap_term(batch, heatmaps, mirrored=n)
-            return Objective(self.loss.heatmap * term.mean(), {"heatmap": term.detach().mean()}, None, joints2d_px)
+            return self._pose2d_alone(batch)
         output, masked_features = self._seen(batch)
         gate = self.gate(batch, output)
         terms = self.terms(batch, output, masked_features)
@@ -77,6 +74,20 @@ class TrainingObjective(nn.Module):
         means = {name: term.detach().mean() for name, term in terms.items()}
         found_px = projected_px(output, self.model.image_size).detach()
         return Objective(total, means | {"gate": gate.mean()}, output, found_px)
+
+    def _pose2d_alone(self, batch: HandBatch) -> Objective:
+        n = round(self.loss.other_side * len(batch))  # batches are shuffled: the first ones are any
+        images = torch.cat([batch.images[:n].flip(-1), batch.images[n:]])
+        terms = {}
+        if self.loss.seen_silhouette:
+            heatmaps, joints2d_px, silhouette = self.model.estimate_joints2d_and_silhouette(images)
+            masks = torch.cat([batch.masks[:n].flip(-1), batch.masks[n:]])
+            terms["seen_silhouette"] = seen_silhouette_loss(silhouette, masks, batch.has_mask)
+        else:
+            heatmaps, joints2d_px = self.model.estimate_joints2d(images)
+        terms["heatmap"] = self._heatmap_term(batch, heatmaps, mirrored=n)
+        total = total_loss(terms, {name: getattr(self.loss, name) for name in terms}).mean()
+        return Objective(total, {name: term.detach().mean() for name, term in terms.items()}, None, joints2d_px)
 
     def terms(self, batch: HandBatch, output: DHPEOutput, masked_features: Tensor | None) -> dict[str, Tensor]:
         """The losses of each instance, (B,) each, not weighted; those of weight 0 that would cost time are left out."""
