@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from accuracy_generated import as_it_is_read, fit_of
 from accuracy_hands import (
     WORK,
@@ -107,9 +106,7 @@ def sheet(networks: Tested, crops: HandCrops, chosen: list[int], titles: list[st
     tiles = []
     for index in chosen:
         batch = apply_colour(collate([crops[0, index]]))
-        with torch.no_grad():
-            evidence = networks.model.estimate_evidence(batch.images)
-        found = fit_of(networks.model, batch, as_it_is_read(networks.model, batch, evidence), 0)
+        found = fit_of(networks.model, batch, as_it_is_read(networks.model, batch), 0)
         image = crops[0, index].image
         truth = draw_skeleton(image, batch.joints2d_px[0].double().numpy())
         tiles.append(np.hstack([_tile(truth), _tile(image if found is None else found.overlay(image))]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from torch import Tensor
 import dhpe_fast
 from dhpe_fast import pretrained
 from dhpe_fast.data import HandBatch, HandCrops, open_dataset
-from dhpe_fast.evidence import HandEvidence
-from dhpe_fast.evidence.networks import evidence_of, joints_and_peaks, turned_heatmaps
+from dhpe_fast.evidence import HandEvidence, SeenSilhouette
+from dhpe_fast.evidence.networks import Reading, Seen, joints_and_peaks, seen_in_turns
+from dhpe_fast.hand import CropBox
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import auc, pck_curve
 from dhpe_fast.nets import DHPE
 from dhpe_fast.nets.mesh_estimator import initial_hand
-from dhpe_fast.nets.results import Evidence
 from dhpe_fast.plots import Curve, pck_plot
 from dhpe_fast.refinement import Refiner
 from dhpe_fast.scores import Comparison, Measured, distances_mm, distances_px, scores
@@ -115,7 +114,7 @@ def measure(networks: Tested, crops: HandCrops, mean_skeleton: Tensor, n_refined
             h = torch.where(estimate.h.isfinite().all(-1, keepdim=True), refined.h, torch.nan)
             _add(parts, SAME_HANDS, regressed)
             _add(parts, REFINED, of_params(model, batch, h))
-        _add(parts, FIT, fitted(model, batch, as_it_is_read(model, batch, evidence)))
+        _add(parts, FIT, fitted(model, batch, as_it_is_read(model, batch)))
         done += len(batch)
     return {name: Measured.joined(found) for name, found in parts.items()}
 
@@ -133,40 +132,42 @@ def of_joints2d(batch: HandBatch, joints2d_px: Tensor) -> Measured:  # (B, 21, 2
     return Measured.of(batch, torch.cat([places, torch.zeros_like(places[..., :1])], dim=-1))
 
 
-def as_it_is_read(model: DHPE, batch: HandBatch, evidence: Evidence) -> Evidence:
-    """With the heat maps that ``NetworkEvidence`` reads, of several turns of each crop."""
+def as_it_is_read(model: DHPE, batch: HandBatch) -> Seen:
+    """What ``NetworkEvidence`` reads, of several turns of each crop."""
     with torch.no_grad():
-        return replace(evidence, heatmaps=(turned_heatmaps(model, batch.images),))
+        return seen_in_turns(model, batch.images)
 
 
-def fitted(model: DHPE, batch: HandBatch, evidence: Evidence) -> Measured:
+def fitted(model: DHPE, batch: HandBatch, seen: Seen) -> Measured:
     """What ``fit`` makes of the 2D joints that f_J2D sees in each crop, and of how sure it is of them."""
     joints = torch.full((len(batch), 21, 3), torch.nan)
     masks = torch.zeros(batch.masks.shape, dtype=torch.bool)
     for index in range(len(batch)):
-        found = fit_of(model, batch, evidence, index)
+        found = fit_of(model, batch, seen, index)
         if found is not None:
             joints[index] = torch.from_numpy(fit_in_crop(found, whole_crop(batch.size), batch.joint0)).float()
             masks[index] = found.mask
     return Measured.of(batch, joints, masks)
 
 
-def fit_of(model: DHPE, batch: HandBatch, evidence: Evidence, index: int) -> HandFit | None:
+def fit_of(model: DHPE, batch: HandBatch, seen: Seen, index: int) -> HandFit | None:
     """``fit`` to one crop, a right hand's; None where too few joints are seen."""
     image = (batch.images[index] * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    seen = evidence_in_crop(model, evidence, index)
-    if seen is None:
+    evidence = evidence_in_crop(model, seen, index)
+    if evidence is None:
         return None
-    (found,) = dhpe_fast.fit(image, evidence=lambda image, boxes: [seen], hand="right")
+    (found,) = dhpe_fast.fit(image, evidence=lambda image, boxes: [evidence], hand="right")
     return found
 
 
-def evidence_in_crop(model: DHPE, evidence: Evidence, index: int) -> HandEvidence | None:
-    """The 2D joints of one crop, and how exact they are, as ``NetworkEvidence`` reads them; None of no hand."""
+def evidence_in_crop(model: DHPE, seen: Seen, index: int) -> HandEvidence | None:
+    """What is seen in one crop, as ``NetworkEvidence`` hands it over; None of no hand."""
     size = model.image_size
-    (joints,), (peaks,) = joints_and_peaks(evidence.heatmaps[-1][index, None].float(), model.spec()["joint0"])
+    square = CropBox((size / 2, size / 2), size)
+    (joints,), (peaks,) = joints_and_peaks(seen.heatmaps[index, None], model.spec()["joint0"])
+    silhouette = None if seen.silhouettes is None else SeenSilhouette(seen.silhouettes[index].numpy(), square)
     try:
-        return evidence_of(0.5 * size * (joints + 1), peaks, size, "right", float(peaks.mean()))
+        return Reading(0.5 * size * (joints + 1), peaks, "right", float(peaks.mean()), size, silhouette).evidence()
     except ValueError:  # all joints are at one place
         return None
 

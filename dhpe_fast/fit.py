@@ -39,6 +39,8 @@ from dhpe_fast.torch_settings import plain_torch
 
 MOST_NOISE = 0.1
 """Joints are never thought to be worse than this standard deviation, crop units."""
+SEEN_SILHOUETTE = 250.0
+"""Weight (``Weights.silhouette``) of a silhouette that an evidence source sees; a caller's is believed more."""
 TOLERANCE = 1e-5
 """The final refinement has converged when its steps lower the energy by less than this fraction."""
 NEAREST_M = 0.03
@@ -81,7 +83,8 @@ def fit(
         keypoints: 2D joints in pixels of the image, (21, 2), (21, 3) with confidences, or (N, 21, 2 | 3) for N hands.
         order: joint order of the keypoints, a key of ``conventions.JOINT_ORDERS``.
         boxes: (N, 4) left, top, right, bottom: where an evidence source should look, instead of everywhere.
-        mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; see :func:`dhpe_fast.image.read_mask`.
+        mask: silhouette of the hand, (H, W), or (N, H, W) for N hands; see :func:`dhpe_fast.image.read_mask`. None is
+            what the evidence source sees, if it does.
         hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right
             hand and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided
             by perspective where `camera` is given, and is the right hand otherwise.
@@ -254,9 +257,14 @@ class View:
         confidence = torch.from_numpy(evidence.confidence).double()
         joints = crop.to_crop(torch.from_numpy(evidence.joints2d_px))
         joints = torch.where(confidence[:, None] > 0, joints, 0.0) * flip
+        weights = _weights(0.0 if evidence.noise_px is None else 2 * evidence.noise_px / crop.size_px)
         crop_mask = None
         if mask is not None:
             crop_mask = torch.from_numpy(_cropped_mask(mask, crop, camera))
+        elif evidence.silhouette is not None:
+            crop_mask = torch.from_numpy(evidence.silhouette.at(_places_px(crop, camera)))
+            weights = replace(weights, silhouette=SEEN_SILHOUETTE)
+        if crop_mask is not None:
             crop_mask = (crop_mask.flip(1) if mirrored else crop_mask).to(device)
         solver_camera: CropCamera = ScaledOrthographic()
         if camera is not None:
@@ -273,7 +281,7 @@ class View:
             camera=camera,
             solver_camera=solver_camera,
             mirrored=mirrored,
-            weights=_weights(0.0 if evidence.noise_px is None else 2 * evidence.noise_px / crop.size_px),
+            weights=weights,
         )
 
 
@@ -451,11 +459,17 @@ def _cropped_mask(mask: np.ndarray, crop: CropBox, camera: Pinhole | None) -> np
     """The mask over the crop, without the camera's lens distortion."""
     if camera is None or not any(camera.dist):
         return crop.crop_image(mask.astype(np.float32), CROP_SIZE_PX)
-    ticks = (torch.arange(CROP_SIZE_PX, dtype=torch.float64) + 0.5) * (2 / CROP_SIZE_PX) - 1
-    grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1)
-    rays = _ideal(camera).unproject(crop.from_crop(grid), 1.0)
-    source = camera.project(rays).float().numpy() - 0.5  # OpenCV counts pixel centres at whole numbers
+    source = _places_px(crop, camera).astype(np.float32) - 0.5  # OpenCV counts pixel centres at whole numbers
     return cv2.remap(mask.astype(np.float32), source[..., 0], source[..., 1], cv2.INTER_LINEAR)
+
+
+def _places_px(crop: CropBox, camera: Pinhole | None) -> np.ndarray:  # (224, 224, 2)
+    """Where in the image, as the camera sees it, the pixels of the crop are, which has no lens distortion."""
+    ticks = (torch.arange(CROP_SIZE_PX, dtype=torch.float64) + 0.5) * (2 / CROP_SIZE_PX) - 1
+    places_px = crop.from_crop(torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1))
+    if camera is None or not any(camera.dist):
+        return places_px.numpy()
+    return camera.project(_ideal(camera).unproject(places_px, 1.0)).numpy()
 
 
 def _ideal(camera: Pinhole) -> Pinhole:

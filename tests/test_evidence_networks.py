@@ -48,8 +48,8 @@ class RectanglePose(torch.nn.Module):
         self.joint0, self.peak = joint0, peak
         self.looks: list[torch.Tensor] = []
 
-    def spec(self) -> dict[str, str]:
-        return {"joint0": self.joint0}
+    def spec(self) -> dict[str, str | bool]:
+        return {"joint0": self.joint0, "pose2d_silhouette": False}
 
     def pose2d(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         assert not torch.is_grad_enabled()
@@ -81,6 +81,22 @@ class RectanglePose(torch.nn.Module):
         ticks = (torch.arange(CELLS) + 0.5) / CELLS
         along_x, along_y = (torch.exp(-(((ticks - part[:, None]) / SIGMA) ** 2)) for part in joints.unbind(1))
         return (self.peak if as_right else 0.4 * self.peak) * along_y[:, :, None] * along_x[:, None, :]
+
+
+class SilhouettePose(RectanglePose):
+    """It tells the rectangles' cells, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pose2d = SimpleNamespace(heatmaps_and_silhouette=self._both)
+
+    def spec(self) -> dict[str, str | bool]:
+        return {"joint0": self.joint0, "pose2d_silhouette": True}
+
+    def _both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = (images[:, :2] > 0.78).any(1).float()
+        cells = torch.nn.functional.adaptive_avg_pool2d(shown[:, None], CELLS)[:, 0]
+        return RectanglePose.pose2d(self, images)[-1], 20 * (cells - 0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -306,3 +322,21 @@ def test_weights_that_are_missing_are_named_with_the_remedy(tmp_path, monkeypatc
     for name in ("auto", "networks"):
         with pytest.raises(pretrained.WeightsError, match=r"manifest\.json: cannot be read .*pip install --force-re"):
             dhpe_fast.fit(picture(), evidence=name)
+
+
+@pytest.mark.parametrize(("colour", "side"), [(RED, "right"), (GREEN, "left")])
+def test_the_silhouette_is_told_in_its_place(colour, side):
+    left, top, right, bottom = 200, 100, 320, 280
+    (hand,) = source(SilhouettePose())(picture(((left, top, right, bottom), colour)))
+    assert hand.side == side
+    rows, columns = np.mgrid[0:480, 0:640] + 0.5
+    shares = hand.silhouette.at(np.stack([columns, rows], axis=-1))
+    inside, outside = shares[top + 4 : bottom - 4, left + 4 : right - 4], shares.copy()
+    outside[top - 4 : bottom + 4, left - 4 : right + 4] = 0
+    assert inside.min() > 0.9
+    assert outside.max() < 0.1
+
+
+def test_without_it_there_is_no_silhouette():
+    (hand,) = source()(picture(((200, 100, 320, 280), RED)))
+    assert hand.silhouette is None

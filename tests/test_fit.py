@@ -12,8 +12,8 @@ import torch
 
 import dhpe_fast
 from dhpe_fast.conventions import JOINT_ORDERS
-from dhpe_fast.evidence import HandEvidence
-from dhpe_fast.hand import HandModel, Pinhole, WeakPerspective, anatomy
+from dhpe_fast.evidence import HandEvidence, SeenSilhouette
+from dhpe_fast.hand import CropBox, HandModel, Pinhole, WeakPerspective, anatomy
 from dhpe_fast.metrics import pa_mpjpe_mm
 from dhpe_fast.ops import silhouette
 from dhpe_fast.rotation import quaternion_to_matrix
@@ -136,6 +136,25 @@ def test_mask_under_lens_distortion_agrees_with_the_joints():
     )
     assert hand.residuals["joints2d_box"] < 0.008
     assert hand.residuals["mask_iou"] > 0.97
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("camera", [None, Pinhole(400.0, 410.0, 150.0, 130.0, (-0.3, 0.1, 0.001, -0.002, 0.0))])
+def test_a_silhouette_that_a_source_sees_counts_as_a_mask(side, camera):
+    """In 32 x 32 cells of some square, joints moved by 4 % of the box: the silhouette pulls the hand back."""
+    joints_m, verts_m, model = make_hand(6, side)
+    view = WeakPerspective(700.0, (160.0, 120.0)) if camera is None else camera
+    mask = drawn_mask(view, verts_m, model)
+    noisy = view.project(joints_m).numpy() + np.random.default_rng(0).normal(size=(21, 2)) * 5
+    square = CropBox((150.0, 120.0), 250.0)
+    seen = SeenSilhouette(square.crop_image(mask.astype(np.float32), 32), square)
+    overlaps = []
+    for silhouette_seen in (None, seen):
+        evidence = HandEvidence(noisy, np.ones(21), side, noise_px=5.0, silhouette=silhouette_seen)
+        (hand,) = dhpe_fast.fit(BLANK, evidence=lambda image, boxes, evidence=evidence: [evidence], camera=camera)
+        overlaps.append((hand.mask.numpy() & mask).sum() / (hand.mask.numpy() | mask).sum())
+    assert overlaps[1] > overlaps[0] + 0.02
+    assert overlaps[1] > 0.8
 
 
 def test_a_mask_of_a_fingertip_does_not_move_the_hand():

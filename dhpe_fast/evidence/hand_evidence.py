@@ -1,4 +1,4 @@
-"""What every evidence source hands to the fit: the 2D joints of one hand, and how far to trust them."""
+"""What every evidence source hands to the fit: the 2D joints of one hand, how far to trust them, and its silhouette."""
 
 from __future__ import annotations
 
@@ -6,14 +6,47 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import cv2
 import numpy as np
 
 from dhpe_fast.conventions import JOINT_NAMES, N_JOINTS_STD
+from dhpe_fast.hand.camera import CropBox
 
 MIN_JOINTS = 4
 """Fewer seen joints than these leave the place, scale and rotation of a hand undetermined."""
 MIN_EXTENT_PX = 1.0
 """Joints within one pixel are no picture of a hand; mostly they are normalised coordinates given as pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenSilhouette:
+    """Where a source sees a hand, in the cells of a square of the image; beyond it nothing is known of the hand.
+
+    Raises:
+        ValueError: for another shape, or values that are not finite or outside [0, 1].
+    """
+
+    shares: np.ndarray
+    """(n, n) float32 in [0, 1]: how much of each cell is the hand, or how likely it is the hand; rows from the top."""
+    square: CropBox
+
+    def __post_init__(self) -> None:
+        shares = np.array(self.shares, dtype=np.float32)
+        if shares.ndim != 2 or shares.shape[0] != shares.shape[1] or not shares.size:
+            raise ValueError(f"SeenSilhouette.shares: expected (n, n), got {shares.shape}")
+        if not (np.isfinite(shares).all() and shares.min() >= 0 and shares.max() <= 1):
+            raise ValueError("SeenSilhouette.shares: expected finite numbers in [0, 1]")
+        object.__setattr__(self, "shares", shares)
+
+    def at(
+        self,
+        points_px: np.ndarray,  # (H, W, 2) places in the image
+    ) -> np.ndarray:
+        """Its values (H, W) float32 at places in the image, between the centres of cells bilinear; 0 outside."""
+        n = len(self.shares)
+        cells = (points_px - np.array(self.square.top_left_px)) * (n / self.square.size_px) - 0.5
+        cells = cells.astype(np.float32)  # OpenCV counts centres at whole numbers
+        return cv2.remap(self.shares, cells[..., 0], cells[..., 1], cv2.INTER_LINEAR, borderValue=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +70,8 @@ class HandEvidence:
     noise_px: float | None = None
     """Standard deviation of the coordinates of a joint of confidence 1, pixels; of confidence c it is larger by
     1 / sqrt(c). None where the source does not know."""
+    silhouette: SeenSilhouette | None = None
+    """Where it sees the hand, if it does."""
 
     def __post_init__(self) -> None:
         joints, confidence = checked_joints(self.joints2d_px, self.confidence, "HandEvidence")

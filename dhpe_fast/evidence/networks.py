@@ -19,7 +19,7 @@ from dhpe_fast import pretrained
 from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
 from dhpe_fast.evidence.find import Find, distinct, overlap
 from dhpe_fast.evidence.given import given_boxes
-from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence
+from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence, SeenSilhouette
 from dhpe_fast.hand.camera import CropBox
 from dhpe_fast.nets.heatmaps import SIGMA, joints_from_heatmaps
 from dhpe_fast.nets.locate import THRESHOLD, LocatedHand, locate
@@ -55,17 +55,33 @@ _TURNS = 4
 _SIDES: tuple[Side, ...] = ("right", "left")
 
 
-def turned_heatmaps(
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What f_J2D sees in a batch of crops."""
+
+    heatmaps: Tensor
+    """(B, 21, n, n)"""
+    silhouettes: Tensor | None
+    """(B, n, n) probability that a cell shows the hand; None of networks that do not tell."""
+
+
+def seen_in_turns(
     dhpe: DHPE,
     images: Tensor,  # (B, 3, S, S) RGB in [0, 1]
-) -> Tensor:
-    """The heat maps (B, 21, n, n) of f_J2D, as the mean of those of four quarter turns of each crop.
+) -> Seen:
+    """What f_J2D sees, as the mean over four quarter turns of each crop.
 
     Hands have no upright position, so that these are four opinions; where they differ, the peaks are lower.
     """
     turned = torch.cat([images.rot90(turn, (2, 3)) for turn in range(_TURNS)])
-    parts = dhpe.pose2d(turned)[-1].float().chunk(_TURNS)
-    return torch.stack([part.rot90(-turn, (2, 3)) for turn, part in enumerate(parts)]).mean(dim=0)
+    if not dhpe.spec()["pose2d_silhouette"]:
+        return Seen(_turned_back(dhpe.pose2d(turned)[-1].float()), None)
+    heatmaps, log_odds = dhpe.pose2d.heatmaps_and_silhouette(turned)
+    return Seen(_turned_back(heatmaps.float()), _turned_back(log_odds.float().sigmoid()))
+
+
+def _turned_back(maps: Tensor) -> Tensor:  # (4 B, ..., n, n) -> (B, ..., n, n)
+    return torch.stack([part.rot90(-turn, (-2, -1)) for turn, part in enumerate(maps.chunk(_TURNS))]).mean(dim=0)
 
 
 def joints_and_peaks(
@@ -75,7 +91,7 @@ def joints_and_peaks(
     """What f_J2D has seen: joints (B, 21, 2) in the crop frame, and how high its maps are there, (B, 21) in [0, 1].
 
     Args:
-        heatmaps: its last stage, or ``turned_heatmaps``.
+        heatmaps: of ``seen_in_turns``, or its last stage.
         joint0: what it takes for joint 0. The answer has the wrist there, as the hand model.
     """
     joints = joints_from_heatmaps(heatmaps, 2, subpixel=True).double().cpu().numpy() - 1
@@ -86,28 +102,20 @@ def joints_and_peaks(
     return joints, peaks
 
 
-def evidence_of(
-    joints_px: np.ndarray,  # (21, 2)
-    peaks: np.ndarray,  # (21,)
-    crop_px: float,
-    side: Side,
-    score: float,
-) -> HandEvidence:
-    """The evidence of one hand; how exact its joints are follows from the peaks, see :class:`NetworkEvidence`.
+@dataclass(frozen=True, eq=False)
+class Reading(Find):
+    """What was read in a crop; the confidences are the peaks of the heat maps."""
 
-    Args:
-        joints_px: in the image.
-        peaks: of their heat maps.
-        crop_px: side of the crop that these span, pixels of the image.
-        side: which hand it is.
-        score: how sure it is that this is a hand.
+    crop_px: float
+    """Side of the crop."""
+    silhouette: SeenSilhouette | None = None
 
-    Raises:
-        ValueError: as ``HandEvidence``.
-    """
-    spread_sq = SIGMA**2 * (1 / np.maximum(peaks, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
-    noise_px = crop_px * float(np.sqrt(spread_sq.min()))
-    return HandEvidence(joints_px, spread_sq.min() / spread_sq, side, score, noise_px)
+    def evidence(self) -> HandEvidence:
+        """As the fit takes it; how exact the joints are follows from the peaks, see :class:`NetworkEvidence`."""
+        spread_sq = SIGMA**2 * (1 / np.maximum(self.confidence, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
+        noise_px = self.crop_px * float(np.sqrt(spread_sq.min()))
+        confidence = spread_sq.min() / spread_sq
+        return HandEvidence(self.joints_px, confidence, self.side, self.score, noise_px, self.silhouette)
 
 
 class NetworkEvidence:
@@ -157,10 +165,10 @@ class NetworkEvidence:
                 located = self._locate(image_rgb, MAX_LOCATED, MIN_LOCATED)
                 looks = [[_Look.at(hand.box_px, side) for side in _sides_of(hand)] for hand in located]
                 finds = distinct(find for find in self._read(image_rgb, looks) if find is not None)
-                return [_evidence(find) for find in finds[: self._max_hands]]
+                return [find.evidence() for find in finds[: self._max_hands]]
             boxes = given_boxes(boxes, image_rgb.shape[:2])
             looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
-            return [_evidence(find) for find in self._read(image_rgb, looks) if find is not None]
+            return [find.evidence() for find in self._read(image_rgb, looks) if find is not None]
 
     def _locate(self, image_rgb: np.ndarray, max_hands: int = 1, threshold: float = THRESHOLD) -> list[LocatedHand]:
         locator = pretrained.locator(self._device) if self._locator is None else self._locator
@@ -177,7 +185,7 @@ class NetworkEvidence:
             return _SIDES
         return _sides_of(seen[int(np.argmax(overlaps))])
 
-    def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[_Reading | None]:
+    def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
         found = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
         readings = [_likely([next(found) for _ in looks]) for looks in candidates]
@@ -188,19 +196,20 @@ class NetworkEvidence:
         best = [max(finds, key=_score) for finds in readings]
         return [find if self._is_hand(find) else None for find in best]
 
-    def _is_hand(self, find: _Reading) -> bool:
+    def _is_hand(self, find: Reading) -> bool:
         return find.score >= self._min_confidence and find.extent_px >= MIN_EXTENT_PX
 
-    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[_Reading]:
+    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[Reading]:
         """The joints in each crop, all crops at a time; the score is the mean peak."""
         if not looks:
             return []
         dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
         size, device = dhpe.image_size, next(dhpe.parameters()).device
         crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
-        heatmaps = turned_heatmaps(dhpe, crops.to(device).permute(0, 3, 1, 2) / 255)
-        joints, peaks = joints_and_peaks(heatmaps, dhpe.spec()["joint0"])
-        return [look.find(*read) for look, *read in zip(looks, joints, peaks, strict=True)]
+        seen = seen_in_turns(dhpe, crops.to(device).permute(0, 3, 1, 2) / 255)
+        joints, peaks = joints_and_peaks(seen.heatmaps, dhpe.spec()["joint0"])
+        silhouettes = len(looks) * [None] if seen.silhouettes is None else seen.silhouettes.cpu().numpy()
+        return [look.find(*read) for look, *read in zip(looks, joints, peaks, silhouettes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,7 @@ class _Look:
         return cls(CropBox(tuple(center), CROP_MARGIN * extent), side)
 
     @classmethod
-    def around(cls, find: _Reading) -> _Look | None:
+    def around(cls, find: Reading) -> _Look | None:
         """The paper's crop around joints that are sure; None where too few are."""
         sure = find.confidence >= SURE
         if sure.sum() < MIN_JOINTS or np.ptp(find.joints_px[sure], axis=0).max() < MIN_EXTENT_PX:
@@ -240,26 +249,21 @@ class _Look:
         self,
         joints: np.ndarray,  # (21, 2) in the crop frame
         peaks: np.ndarray,  # (21,)
-    ) -> _Reading:
+        silhouette: np.ndarray | None,  # (n, n)
+    ) -> Reading:
         """What was read in the crop, in the image."""
         flip = np.array([-1.0 if self.side == "left" else 1.0, 1.0])
         joints_px = np.asarray(self.square.center_px) + 0.5 * self.square.size_px * flip * joints
-        return _Reading(joints_px, peaks, self.side, float(peaks.mean()), self.square.size_px)
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading(Find):
-    """What was read in a crop; the confidences are the peaks of the heat maps."""
-
-    crop_px: float
-    """Side of the crop."""
+        if silhouette is not None:
+            silhouette = SeenSilhouette(silhouette[:, ::-1] if self.side == "left" else silhouette, self.square)
+        return Reading(joints_px, peaks, self.side, float(peaks.mean()), self.square.size_px, silhouette)
 
 
 def _score(find: Find) -> float:
     return find.score
 
 
-def _likely(finds: list[_Reading]) -> list[_Reading]:
+def _likely(finds: list[Reading]) -> list[Reading]:
     """Of the sides of one hand those that a second look may still prove right."""
     best = max(find.score for find in finds)
     return [find for find in finds if find.score >= SECOND_LOOK * best]
@@ -267,7 +271,3 @@ def _likely(finds: list[_Reading]) -> list[_Reading]:
 
 def _sides_of(hand: LocatedHand) -> Sequence[Side]:
     return (hand.side,) if hand.side_score >= SURE_SIDE else _SIDES
-
-
-def _evidence(find: _Reading) -> HandEvidence:
-    return evidence_of(find.joints_px, find.confidence, find.crop_px, find.side, find.score)
