@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dhpe_fast
+from dhpe_fast.boxes import box_iou
 from dhpe_fast.data import Dataset, HandCrops, Sample
 from dhpe_fast.data.loader import collate
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import SegmentationCounts
-from dhpe_fast.metrics.detection import box_iou
 from dhpe_fast.scores import Comparison, Measured, distances_mm, distances_px
 
 END_TO_END = "fit, end to end"
@@ -88,7 +88,7 @@ def best_fit(fits: list[HandFit], box: np.ndarray) -> tuple[HandFit | None, floa
     """The fit whose 2D joints overlap a box best, and by how much; None and 0 of none."""
     if not fits:
         return None, 0.0
-    overlaps = box_iou([box_of(fit.joints2d_px.double().numpy()) for fit in fits], box)[:, 0]
+    overlaps = box_iou([box_of(fit.joints2d_px.double().numpy()) for fit in fits], box)
     best = int(np.argmax(overlaps))
     return fits[best], float(overlaps[best])
 
@@ -120,4 +120,4 @@ def _in_picture(both: list[Dataset], index: int) -> list[Sample]:
 
 def _overlap_with_any(fit: HandFit, boxes: list[np.ndarray]) -> float:
     box = box_of(fit.joints2d_px.double().numpy())
-    return float(box_iou(box, boxes).max(initial=0.0))
+    return max((float(box_iou(box, other)) for other in boxes), default=0.0)

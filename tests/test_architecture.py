@@ -22,6 +22,7 @@ ROOMS = (
     "conventions",
     "atomic_write",
     "rotation",
+    "boxes",
     "stages",
     "torch_settings",
     "reference",

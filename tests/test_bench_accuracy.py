@@ -41,7 +41,6 @@ from dhpe_fast.data import backgrounds, open_dataset, render_hands
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
-from dhpe_fast.metrics.detection import box_iou
 from dhpe_fast.nets import heatmap_targets
 from dhpe_fast.scores import Measured
 
@@ -98,9 +97,6 @@ def test_boxes():
     box = box_of(np.array([[1.0, 5.0], [4.0, 2.0], [np.nan, 9.0]]))
     assert box.tolist() == [1, 2, 4, 5]
     assert longer_side(np.array([0.0, 0.0, 2.0, 7.0])) == 7
-    assert box_iou(box, box) == 1
-    assert box_iou(box, box + 1) == pytest.approx(4 / 14)  # 2 x 2 of 9 + 9 - 4
-    assert box_iou(box, box + 10) == 0
 
 
 def test_fists_and_hands_along_the_view_are_told_from_labels():

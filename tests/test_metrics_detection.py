@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dhpe_fast.metrics.detection import Detections, box_iou, match
+from dhpe_fast.metrics.detection import Detections, match
 
 HAND = (0.0, 0.0, 10.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
@@ -21,11 +21,6 @@ def picture(found=(), truth=()) -> Detections:
         np.array([left for _, left, _ in truth], bool),
         np.array([counts for _, _, counts in truth], bool),
     )
-
-
-def test_iou_of_boxes_by_hand():
-    others = [(5, 0, 15, 10), (0, 0, 10, 5), (20, 20, 30, 30), (3, 3, 3, 9)]
-    assert box_iou([HAND], others)[0] == pytest.approx([50 / 150, 50 / 100, 0, 0])
 
 
 def test_average_precision_by_hand():

@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
+from dhpe_fast.boxes import box_iou
 from dhpe_fast.evidence.hand_evidence import HandEvidence
 
 SAME_DISTANCE = 0.5
 """Joints of one hand come out within half a hand, whichever crop they were seen in ..."""
 SAME_OVERLAP = 0.6
-"""... or their boxes overlap by more than this."""
+"""... or their boxes overlap by more than this, intersection over union."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +52,11 @@ class Find:
 
     def is_same_hand(self, other: Find) -> bool:
         """Whether both are about one hand."""
-        return self.distance(other) < SAME_DISTANCE or overlap(self.box_px, other.box_px) > SAME_OVERLAP
+        return self.distance(other) < SAME_DISTANCE or bool(box_iou(self.box_px, other.box_px) > SAME_OVERLAP)
 
     def evidence(self) -> HandEvidence:
         """As the fit takes it."""
         return HandEvidence(self.joints_px, self.confidence, self.side, self.score)
-
-
-def overlap(
-    box: np.ndarray,  # (4,) left, top, right, bottom
-    other: np.ndarray,  # (4,)
-) -> float:
-    """Intersection over union."""
-    common = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
-    return float(common / ((box[2:] - box[:2]).prod() + (other[2:] - other[:2]).prod() - common))
 
 
 def distinct(finds: Iterable[Find]) -> list[Find]:

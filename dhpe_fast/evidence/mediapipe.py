@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dhpe_fast.evidence.find import Find, overlap
+from dhpe_fast.boxes import box_iou
+from dhpe_fast.evidence.find import Find
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import HandEvidence
 from dhpe_fast.hand.camera import CropBox
@@ -129,7 +130,7 @@ class MediaPipeEvidence:
                 if find.score >= BOX_MIN_SCORE and np.abs(find.center_px - center).max() < 0.5 * extent
             ]
             if seen:
-                find = max(seen, key=lambda f: overlap(f.box_px, box))
+                find = max(seen, key=lambda f: box_iou(f.box_px, box))
                 return find.nearest(self._look(image_rgb, _square(find))) or find
         return None
 

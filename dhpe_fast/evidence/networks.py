@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dhpe_fast import pretrained
+from dhpe_fast.boxes import box_iou as overlap
 from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
-from dhpe_fast.evidence.find import Find, distinct, overlap
+from dhpe_fast.evidence.find import Find, distinct
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence, SeenSilhouette
 from dhpe_fast.hand.camera import CropBox

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dhpe_fast.boxes import box_iou
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -87,23 +89,11 @@ class Matches:
         return float(self.scores[f_measure.argmax()])
 
 
-def box_iou(
-    boxes: np.ndarray,  # (N, 4) left, top, right, bottom
-    others: np.ndarray,  # (M, 4)
-) -> np.ndarray:
-    """Intersection over union of each box and each other (N, M), float64; 0 for boxes of no area."""
-    boxes, others = np.asarray(boxes, float).reshape(-1, 1, 4), np.asarray(others, float).reshape(1, -1, 4)
-    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
-    common = np.clip(sides, 0, None).prod(-1)
-    areas = [np.clip(each[..., 2:] - each[..., :2], 0, None).prod(-1) for each in (boxes, others)]
-    return common / np.maximum(areas[0] + areas[1] - common, 1e-12)
-
-
 def match(pictures: Sequence[Detections], least_iou: float = 0.5) -> Matches:
     """Which detections are right: the surest first, each takes the free hand which it overlaps most."""
     found: list[tuple[float, bool, bool, bool]] = []
     for picture in pictures:
-        overlap = box_iou(picture.boxes, picture.boxes_gt)
+        overlap = box_iou(picture.boxes[:, None], picture.boxes_gt)
         taken = np.zeros(len(picture.boxes_gt), bool)
         empty = len(picture.boxes_gt) == 0
         for k in np.argsort(-picture.scores, kind="stable"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dhpe_fast.boxes import box_containment, box_iou
 from dhpe_fast.nets.locator import MULTIPLE, Locator, LocatorMaps
 
 LEVELS_PX = (160, 320, 640)
@@ -29,6 +30,8 @@ _CLOSER_SPAN = 0.5
 _CLOSER_REACH = 0.25
 """How far from the middle, by that side, what the closer look finds is still the same hand."""
 _SAME_IOU = 0.4
+_SAME_WITHIN = 0.55
+"""What the share of a box that lies in another counts, beside that of their union."""
 _MIN_SIDE_PX = 8
 """Of photographs and boxes: less is too little to know a hand."""
 
@@ -115,9 +118,11 @@ def candidates(maps: LocatorMaps, least_score: float = 0.05, most: int = 20) -> 
 
 def without_doubles(found: Candidates, same_iou: float = _SAME_IOU) -> Candidates:
     """Of boxes that overlap, or of which one holds most of the other, the surest."""
+    one, other = found.boxes_px[:, None], found.boxes_px
+    overlaps = np.maximum(box_iou(one, other), _SAME_WITHIN * box_containment(one, other))
     kept: list[int] = []
     for k in np.argsort(-found.scores, kind="stable").tolist():
-        if all(_overlap(found.boxes_px[k], found.boxes_px[other]) < same_iou for other in kept):
+        if (overlaps[k, kept] < same_iou).all():
             kept.append(k)
     return _chosen(found, kept)
 
@@ -194,14 +199,6 @@ def _maps(network: Locator, pictures: np.ndarray) -> LocatorMaps:  # (B, H, W, 3
     straight, back = network(images), network(images.flip(3)).mirrored()
     mean = [(getattr(straight, name) + getattr(back, name)) / 2 for name in ("hand", "left", "offset", "log_size")]
     return LocatorMaps(*mean)
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """The common area by that of the union; by that of the smaller box where that lies in the other and is similar."""
-    common = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
-    areas = [np.clip(each[2:] - each[:2], 0, None).prod() for each in (box, other)]
-    union = areas[0] + areas[1] - common
-    return float(max(common / max(union, 1e-12), 0.55 * common / max(min(areas), 1e-12)))
 
 
 def _joined(parts: Sequence[Candidates]) -> Candidates:
