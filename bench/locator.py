@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from dhpe_fast import pretrained
 from dhpe_fast.config import LocatorConfig, load_config
 from dhpe_fast.data.hand_layers import read_layers
 from dhpe_fast.data.whole_pictures import LabelledPicture, WholePictures
-from dhpe_fast.metrics.detection import Detections, Matches, match
+from dhpe_fast.metrics.detection import Detections, match
 from dhpe_fast.nets.locate import THRESHOLD, locate
 from dhpe_fast.nets.locator import Locator
 from dhpe_fast.train.stream import load_network
@@ -44,19 +43,6 @@ def detect(network: Locator, picture: LabelledPicture) -> Detections:
         picture.is_left,
         picture.counts,
     )
-
-
-def figures(matches: Matches, threshold: float) -> dict[str, float | int]:
-    """Measures of one set."""
-    return {
-        "hands": matches.n_hands,
-        "pictures_without_hands": matches.n_empty,
-        "average_precision": matches.average_precision(),
-        "precision": matches.precision(threshold),
-        "recall": matches.recall(threshold),
-        "side_accuracy": matches.side_accuracy(threshold),
-        "false_alarms_per_picture_without_hands": matches.false_alarms(threshold),
-    }
 
 
 def held_out(config: LocatorConfig) -> WholePictures:
@@ -83,9 +69,10 @@ def main() -> None:
     half = arguments.pictures // 2
     chosen = match(found[:half]).best_threshold(recall_weight=2.0)
     measured = match(found[half:])
-    result: dict[str, Any] = {"chosen_threshold": chosen, "threshold": THRESHOLD, **figures(measured, THRESHOLD)}
+    counts = {"hands": measured.n_hands, "pictures_without_hands": measured.n_empty}
+    result = {"chosen_threshold": chosen, **counts, **measured.summary(THRESHOLD)}
     for name, value in result.items():
-        print(f"{name:<40}{value:.3f}" if isinstance(value, float) else f"{name:<40}{value}")
+        print(f"{name:<24}{value:.3f}" if isinstance(value, float) else f"{name:<24}{value}")
     arguments.run = arguments.run.name
     path = write_result("locator", {"run": run_facts(), "arguments": vars(arguments), "result": result})
     print(f"wrote {path}")

@@ -37,6 +37,19 @@ def test_average_precision_by_hand():
     assert matches.precision(0.75) == pytest.approx(1 / 2)
 
 
+def test_a_summary_is_of_the_measures_at_its_threshold():
+    right, unsure = picture([(HAND, 0.9, False)], [(HAND, False, True)]), picture([(FAR, 0.3, False)])
+    assert match([right, unsure]).summary(0.2) == {
+        "average_precision": 1.0,
+        "threshold": 0.2,
+        "precision": 1 / 2,
+        "recall": 1.0,
+        "side_accuracy": 1.0,
+        "false_alarms": 1.0,
+    }
+    assert match([right, unsure]).summary(0.5)["false_alarms"] == 0
+
+
 def test_a_hand_is_found_once():
     matches = match([picture([(HAND, 0.5, False), (HAND, 0.9, False)], [(HAND, False, True)])])
     assert matches.is_right.tolist() == [True, False]

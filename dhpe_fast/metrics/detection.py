@@ -72,6 +72,17 @@ class Matches:
         """Boxes found in each picture without hands."""
         return float((self.in_empty & (self.scores >= least_score)).sum() / max(self.n_empty, 1))
 
+    def summary(self, threshold: float) -> dict[str, float]:
+        """Average precision, and the other measures at a threshold, by name."""
+        return {
+            "average_precision": self.average_precision(),
+            "threshold": threshold,
+            "precision": self.precision(threshold),
+            "recall": self.recall(threshold),
+            "side_accuracy": self.side_accuracy(threshold),
+            "false_alarms": self.false_alarms(threshold),
+        }
+
     def best_threshold(self, recall_weight: float = 1.0) -> float:
         """The score from which on the F-measure is highest (van Rijsbergen 1979).
 

@@ -206,15 +206,7 @@ def measure(network: Locator, pictures: Sequence[LabelledPicture]) -> dict[str, 
             for found, picture in zip(candidates(network(images)), part, strict=True)
         ]
     matches = match(detections)
-    threshold = matches.best_threshold() if len(matches.scores) else 1.0
-    return {
-        "average_precision": matches.average_precision(),
-        "threshold": threshold,
-        "precision": matches.precision(threshold),
-        "recall": matches.recall(threshold),
-        "side_accuracy": matches.side_accuracy(threshold),
-        "false_alarms": matches.false_alarms(threshold),
-    }
+    return matches.summary(matches.best_threshold() if len(matches.scores) else 1.0)
 
 
 def _draw_layers(config: LocatorConfig) -> None:
