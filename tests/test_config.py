@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("pydantic", reason="the extra `train` is not installed")
@@ -47,6 +49,16 @@ def test_the_paper_s_setting():
     # Zimmermann and Brox's rule, with whose results those on RHD are compared.
     rhd = [source for source in (*config.data.train, *config.data.validation) if source.format == "rhd"]
     assert [source.options for source in rhd] == [{"hand": "dominant_by_mask"}] * 2
+
+
+def test_the_two_runs_of_the_package_s_weights_differ_only_in_what_one_alone_uses():
+    """The second takes over the network of the first, and its data: hands that are drawn once."""
+    first, second = load_config("pose2d"), load_config("dhpe")
+    assert second.start.pose2d is not None
+    # Crops beside the hand teach f_J2D alone; so many pixels are seen by F alone.
+    crop = replace(first.data.crop, astray=second.data.crop.astray)
+    assert second.data == first.data.model_copy(update={"crop": crop})
+    assert second.model == replace(first.model, features_size=second.model.features_size)
 
 
 def test_defaults_fill_what_a_file_leaves_out(file):
