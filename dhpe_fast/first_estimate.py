@@ -3,7 +3,8 @@
 It starts from the hypotheses of the lifter (:mod:`dhpe_fast.nets.lifter`), which know poses, and from alignments of
 typical poses (:mod:`dhpe_fast.alignment`), which know no hand but err in no way that was learnt. Where the package has
 no lifter, from more of the alignments. All are refined with widened joint noise until they have found their basins,
-then without; the best few that differ are the finalists.
+then without; the best few that differ are the finalists. What the lifter takes the pose for is also, half-way, what
+the prior expects: one around the mean of all hands would pull each hand towards that.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ SAME_MINIMUM = 0.1
 """Hypotheses whose energies differ by less have found the same hand."""
 ROUGH_SIGMA = 0.04
 """Standard deviation of a joint in those steps, crop units."""
+LIFTER_SAYS = 0.5
+"""How far the pose that is expected moves from the mean of natural poses to the likeliest one of the lifter."""
 LEAST_SCALE = 1e-6
 """Crop units for each metre: a hypothesis seen from behind has none that is positive."""
 
@@ -55,6 +58,8 @@ class Starts:
 
     state: HandState
     """the hypotheses"""
+    pose: Tensor | None = None
+    """(45,) the likeliest pose; None where nobody knows."""
     noise: float | None = None
     """Standard deviation that the joints seem to have, crop units; None where nobody knows."""
 
@@ -77,6 +82,16 @@ def finalists(
     return Refined(result.state[order], result.energy[order], result.iterations[order], result.converged[order])
 
 
+def expecting(
+    hand: HandConstants,
+    start: Starts,
+) -> HandConstants:
+    """The hand with the pose that is to be expected of it, given its joints; as it is where nobody knows."""
+    if start.pose is None or not bool(start.pose.isfinite().all()):
+        return hand
+    return hand.expecting(torch.lerp(hand.prior.mean, start.pose.to(hand.prior.mean), LIFTER_SAYS))
+
+
 def starts(
     model: HandModel,
     hand: HandConstants,
@@ -89,7 +104,7 @@ def starts(
     lifted = lifted_starts(pretrained.lifter(), model, evidence)
     both = (lifted.state, initial_states(views, evidence, ALIGNMENTS))
     state = HandState(*(torch.cat([getattr(one, part.name) for one in both]) for part in fields(HandState)))
-    return Starts(state, lifted.noise)
+    return Starts(state, lifted.pose, lifted.noise)
 
 
 def lifted_starts(
@@ -111,7 +126,8 @@ def lifted_starts(
     scale, trans = placed(joints_m.to(evidence.joints.dtype), evidence.joints, evidence.confidence)
     cam = torch.cat([scale.clamp_min(LEAST_SCALE).log(), trans], dim=1)
     parts = (part.to(cam.dtype) for part in (pose, betas, rotation))
-    return Starts(HandState(*parts, cam), float(found.noise))
+    state = HandState(*parts, cam)
+    return Starts(state, state.pose[0], float(found.noise))
 
 
 def _distinct(energy: Tensor) -> Tensor:  # (B,) -> indices of the finalists

@@ -191,6 +191,9 @@ def search_hand(
     views = views_of(image_size, evidence, mask, options, sides)
     clock.lap("crop")
     begun = [_starts(view) for view in views]
+    views = [
+        replace(view, hand=first_estimate.expecting(view.hand, one)) for view, one in zip(views, begun, strict=True)
+    ]
     if options.estimate_noise and evidence.noise_px is None:
         views = [replace(view, weights=_believing(begun)) for view in views]
     rough = [

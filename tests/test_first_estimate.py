@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import dhpe_fast
 from dhpe_fast import first_estimate, pretrained
 from dhpe_fast.data import render_hands
 from dhpe_fast.evidence import HandEvidence
-from dhpe_fast.first_estimate import lifted_starts, starts
+from dhpe_fast.first_estimate import expecting, lifted_starts, starts
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.mirror import mirror_pose
 from dhpe_fast.metrics import pa_mpjpe_mm
@@ -79,6 +81,22 @@ def test_a_left_model_gets_the_mirrored_hypotheses(hands, untrained):
     expected = joints_of(right, ours) * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(joints_of(left, theirs), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(theirs.cam, ScaledOrthographic().mirrored(ours.cam), rtol=0, atol=1e-5)
+
+
+def test_the_prior_expects_what_the_lifter_says_halfway(hands, untrained, with_lifter):
+    model = HandModel.default()
+    hand, evidence = HandConstants.of(model), evidence_of(hands[0])
+    with_lifter(untrained)
+    start = starts(model, hand, evidence)
+    torch.testing.assert_close(start.pose, start.state.pose[0])
+    moved = expecting(hand, start)
+    torch.testing.assert_close(moved.prior.mean, 0.5 * (hand.prior.mean + start.pose))
+    torch.testing.assert_close(moved.compiled_hand.mean, moved.prior.mean)
+    assert float(moved.prior.energy(moved.prior.mean)) == 0 < float(moved.prior.energy(hand.prior.mean))
+    broken = replace(start, pose=start.pose * torch.nan)
+    assert expecting(hand, broken) is hand
+    with_lifter(None)
+    assert expecting(hand, starts(model, hand, evidence)) is hand
 
 
 def test_bad_hypotheses_do_no_harm(hands, untrained, with_lifter):

@@ -135,6 +135,11 @@ class HandConstants:
         mesh = self.compiled_mesh._replace(basis=model.basis)
         return replace(self, rest=rest, compiled_hand=_newton_hand(rest, self.prior), compiled_mesh=mesh)
 
+    def expecting(self, pose: Tensor) -> HandConstants:  # (45,)
+        """Those of a hand whose pose is expected to be like this one, instead of like the mean of all hands."""
+        mean = pose.to(self.prior.mean)
+        return replace(self, prior=replace(self.prior, mean=mean), compiled_hand=self.compiled_hand._replace(mean=mean))
+
 
 @dataclass(frozen=True)
 class Evidence2d:
