@@ -165,7 +165,10 @@ def synth(
     backgrounds: Annotated[Path | None, typer.Option(help="Folder of photographs; without it they are drawn.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
 ) -> None:
-    """Draw a data set of hands in the layout of RHD: images, masks, depth, 2D and 3D joints."""
+    """Draw a data set of hands in the layout of RHD: images, masks, depth, 2D and 3D joints.
+
+    Interrupted, the same command goes on.
+    """
     with _one_line_errors():
         from tqdm import tqdm
 

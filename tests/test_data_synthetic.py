@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
 from dataclasses import replace
@@ -51,6 +52,15 @@ def test_a_drawn_set_says_so_and_how(written):
     assert open_dataset("rhd", written, "test").name == "synthetic"
     with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):
         read_recipe(written / "training")
+
+
+def test_labels_are_written_to_the_last_bit(written):
+    """By numpy and pickle alone, which give the same bytes however a drawing was split up."""
+    expected = {}
+    for number in range(2):
+        scene = draw_scene(Recipe(seed=3, size_px=96), "evaluation", number)
+        expected[number] = {"xyz": scene.xyz_m, "uv_vis": scene.uv_vis, "K": np.float32(scene.camera.matrix)}
+    assert (written / "evaluation/anno_evaluation.pickle").read_bytes() == pickle.dumps(expected, protocol=2)
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
@@ -194,14 +204,82 @@ def test_photographs_as_backgrounds(tmp_path, monkeypatch):
     assert empty.mean() > 0.2
 
 
-def test_nothing_is_left_of_a_set_that_failed(tmp_path, monkeypatch):
-    def broken(job):
-        raise OSError("disk full")
+# --- Interrupted drawings -------------------------------------------------------------------------------------
 
-    monkeypatch.setattr(synthetic, "_write_image", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_synthetic(tmp_path / "set", 2, 0, workers=1)
-    assert list(tmp_path.iterdir()) == []
+
+def contents(root):
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """The set of `written`, whose fourth scene could not be drawn."""
+    scene_of = draw_scene
+
+    def failing(recipe, split, number):
+        if number == 3:
+            raise IndexError("no such finger")
+        return scene_of(recipe, split, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "draw_scene", failing)
+        message = "training scene 3 of seed 3 cannot be drawn: IndexError: no such finger"
+        with pytest.raises(RuntimeError, match=message):
+            write_synthetic(tmp_path / "set", 5, 2, seed=3, size_px=96, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".set.unfinished"]
+    return tmp_path / "set"
+
+
+def test_an_interrupted_drawing_goes_on_to_the_same_bytes(interrupted, written, monkeypatch):
+    """Scenes of which a file is missing are drawn again: a process may have been killed while it wrote them."""
+    unfinished = interrupted.with_name(".set.unfinished")
+    next(unfinished.rglob("00001.npz")).unlink()
+    next(unfinished.rglob("mask/00002.png")).unlink()
+    drawn, reported, scene_of = [], [], draw_scene
+
+    def noted(recipe, split, number):
+        drawn.append((split, number))
+        return scene_of(recipe, split, number)
+
+    monkeypatch.setattr(synthetic, "draw_scene", noted)
+    write_synthetic(interrupted, 5, 2, seed=3, size_px=96, workers=1, on_image=lambda: reported.append(len(drawn)))
+    assert drawn == [*(("training", number) for number in (1, 2, 3, 4)), ("evaluation", 0), ("evaluation", 1)]
+    assert reported == [0, 1, 2, 3, 4, 5, 6]  # that which was there, too
+    assert contents(interrupted) == contents(written)
+    assert [path.name for path in interrupted.parent.iterdir()] == ["set"]
+
+
+def test_a_drawing_begun_with_other_arguments_is_kept(interrupted):
+    before = contents(interrupted.parent)
+    message = (
+        r"\.set\.unfinished: holds an unfinished data set of other arguments \(n_training: 5 instead of 6, seed: 3 "
+    )
+    with pytest.raises(FileExistsError, match=message + r"instead of 4\); call with those to finish it, or remove"):
+        write_synthetic(interrupted, 6, 2, seed=4, size_px=96, workers=1)
+    assert contents(interrupted.parent) == before
+
+
+def test_two_processes_do_not_draw_into_one_folder(interrupted):
+    """A lock ends with its process, so that none is left by one that was killed."""
+    before = contents(interrupted.parent)
+    with (interrupted.with_name(".set.unfinished") / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=r"\.set\.unfinished: another process is writing this data set"):
+            write_synthetic(interrupted, 5, 2, seed=3, size_px=96, workers=1)
+    assert contents(interrupted.parent) == before
+
+
+def test_a_set_that_another_process_completes_meanwhile_is_kept(tmp_path, monkeypatch):
+    root, flock = tmp_path / "set", fcntl.flock
+
+    def late(*arguments):
+        root.mkdir()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileExistsError, match="set: exists already"):
+        write_synthetic(root, 1, 0, workers=1)
+    assert list(root.iterdir()) == []
 
 
 def test_bad_arguments(tmp_path, written):

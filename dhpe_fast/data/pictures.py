@@ -218,7 +218,7 @@ def _with_forearm(
         faces += [torch.stack([near_next, near, far], 1), torch.stack([near_next, far, far_next], 1)]
     colors = torch.stack([color for _, _, color in rows]).repeat_interleave(n, dim=0)
     points_m = torch.cat([verts_m, rings.reshape(-1, 3)])
-    # Beyond the wrist there is no detail.
+    # Beyond the wrist there is no detail but the palm's colour.
     places_m = (values[ring, 3:] + steps * values.new_tensor((FOREARM_M, 0, 0))).reshape(-1, 3)
     return points_m, torch.cat(faces), torch.cat([values, torch.cat([colors, places_m], dim=1)])
 

@@ -7,17 +7,15 @@ its own number only.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -25,19 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhpe_fast.atomic_write import write_whole
+from dhpe_fast.atomic_write import whole_file, write_whole
 from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
 from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.files import RECIPE_FILE, read_json
 from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, random_skin, sensor_image
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
+from dhpe_fast.data.unfinished import SET, unfinished_folder
 from dhpe_fast.hand import HandModel, Pinhole
 from dhpe_fast.hand.anatomy import joint_axes, sample_poses
 from dhpe_fast.ops import rasterize
 from dhpe_fast.rotation import axis_angle_to_quaternion, matrix_to_quaternion, quaternion_to_matrix
 
 SPLITS = ("training", "evaluation")
+_IMAGES, _LABELS = ("color", "mask", "depth"), ("xyz", "uv_vis", "K")
 
 MAX_DEPTH_M = 5.0
 """What the largest value of a depth image stands for."""
@@ -108,6 +108,9 @@ def write_synthetic(
     by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``.
     Beside them, ``root/recipe.json`` has the arguments: by that file a drawn set is told from RHD.
 
+    Until then it is drawn in a folder ``.NAME.unfinished`` beside `root`. After an error, or if the process is killed,
+    the same call goes on from there, to the same result as without the interruption.
+
     Args:
         root: a folder that does not exist yet.
         n_training: number of training images.
@@ -120,40 +123,31 @@ def write_synthetic(
         backgrounds: a folder of photographs, or ``backgrounds.SCIKIT_IMAGE``: half of the backgrounds are cut from
             them. None draws all.
         workers: processes; None is one for each core. The result does not depend on it.
-        on_image: called after every image, for instance to move a progress bar.
+        on_image: called for every image that is there, for instance to move a progress bar.
 
     Raises:
-        FileExistsError: if `root` exists.
+        FileExistsError: if `root` exists, or has been begun with other arguments.
+        BlockingIOError: if another process is drawing it.
         ValueError: if a number is out of range or the folder of backgrounds holds no image.
+        RuntimeError: if a scene cannot be drawn; says which.
     """
-    root = Path(root)
-    if root.exists():
-        raise FileExistsError(f"{root}: exists already; a data set is written into a new folder")
     if n_training < 0 or n_evaluation < 0 or n_training + n_evaluation == 0:
         raise ValueError(f"n_training, n_evaluation: expected some images, got {n_training} and {n_evaluation}")
     files = () if backgrounds is None else background_files(backgrounds)
     recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span), tone)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
+    facts = {
+        "n_training": n_training,
+        "n_evaluation": n_evaluation,
+        "seed": seed,
+        "size_px": size_px,
+        "max_angle_deg": float(max_angle_deg),
+        "span": [float(side) for side in span],
+        "tone": tone,
+        "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
+    }
+    with unfinished_folder(Path(root), facts) as folder:
         for split, count in zip(SPLITS, (n_training, n_evaluation), strict=True):
-            _write_split(unfinished / split, split, count, recipe, workers, on_image)
-        facts = {
-            "n_training": n_training,
-            "n_evaluation": n_evaluation,
-            "seed": seed,
-            "size_px": size_px,
-            "max_angle_deg": float(max_angle_deg),
-            "span": [float(side) for side in span],
-            "tone": tone,
-            "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
-        }
-        write_whole(unfinished / RECIPE_FILE, (json.dumps(facts, indent=1) + "\n").encode())
-        os.chmod(unfinished, 0o755)
-        os.rename(unfinished, root)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+            _write_split(folder, split, count, recipe, workers, on_image)
 
 
 def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
@@ -170,49 +164,82 @@ def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
     return facts
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One scene to be drawn, and its files."""
+
+    recipe: Recipe
+    split: str
+    number: int
+    folder: Path
+
+    def image_file(self, kind: str) -> Path:
+        return self.folder / SET / self.split / kind / f"{self.number:05d}.png"
+
+    @property
+    def labels_file(self) -> Path:
+        """The last file of a scene to be written; all are collected at the end."""
+        return self.folder / "labels" / self.split / f"{self.number:05d}.npz"
+
+    def is_done(self) -> bool:
+        return self.labels_file.exists() and all(self.image_file(kind).exists() for kind in _IMAGES)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        with np.load(self.labels_file) as stored:
+            return {name: stored[name] for name in _LABELS}
+
+
 def _write_split(
     folder: Path, split: str, count: int, recipe: Recipe, workers: int | None, on_image: Callable[[], None] | None
 ) -> None:
-    for kind in ("color", "mask", "depth"):
-        (folder / kind).mkdir(parents=True)
-    annotations = {}
-    workers = min(os.cpu_count() or 1 if workers is None else workers, max(1, count // 8))
-    jobs = [(recipe, split, number, folder) for number in range(count)]
+    """Draws the scenes that are not there yet, then collects the labels of all."""
+    jobs = [_Job(recipe, split, number, folder) for number in range(count)]
+    for kind in _IMAGES:
+        (folder / SET / split / kind).mkdir(parents=True, exist_ok=True)
+    (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
+    missing = [job for job in jobs if not job.is_done()]
+    _report([None] * (count - len(missing)), on_image)
+    workers = min(os.cpu_count() or 1 if workers is None else workers, max(1, len(missing) // 8))
     if workers <= 1:
-        results = map(_write_image, jobs)
-        annotations = _collected(results, on_image)
+        _report(map(_write_scene, missing), on_image)
     else:
         # A forked copy of a process whose torch has threads may wait for them forever.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-            annotations = _collected(pool.map(_write_image, jobs, chunksize=4), on_image)
-    write_whole(folder / f"anno_{split}.pickle", pickle.dumps(annotations, protocol=2))
+        with ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker) as pool:
+            _report(pool.map(_write_scene, missing, chunksize=4), on_image)
+    annotations = {job.number: job.labels() for job in jobs}
+    write_whole(folder / SET / split / f"anno_{split}.pickle", pickle.dumps(annotations, protocol=2))
 
 
-def _collected(results, on_image: Callable[[], None] | None) -> dict[int, dict[str, np.ndarray]]:
-    annotations = {}
-    for number, annotation in enumerate(results):
-        annotations[number] = annotation
+def _report(scenes: Iterable[None], on_image: Callable[[], None] | None) -> None:
+    for _ in scenes:
         if on_image is not None:
             on_image()
-    return annotations
 
 
-def _one_thread() -> None:
+def _set_up_worker() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _write_image(job: tuple[Recipe, str, int, Path]) -> dict[str, np.ndarray]:
-    recipe, split, number, folder = job
-    scene = draw_scene(recipe, split, number)
-    for kind, image in (
-        ("color", scene.image[..., ::-1]),
-        ("mask", scene.mask),
-        ("depth", scene.depth_code[..., ::-1]),
-    ):
+def _end_with_parent() -> None:
+    """Or the workers of a killed process would wait for it forever."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _write_scene(job: _Job) -> None:
+    try:
+        scene = draw_scene(job.recipe, job.split, job.number)
+    except Exception as error:
+        where = f"{job.split} scene {job.number} of seed {job.recipe.seed}"
+        raise RuntimeError(f"{where} cannot be drawn: {type(error).__name__}: {error}") from error
+    for kind, image in zip(_IMAGES, (scene.image[..., ::-1], scene.mask, scene.depth_code[..., ::-1]), strict=True):
         encoded = cv2.imencode(".png", np.ascontiguousarray(image))[1]
-        (folder / kind / f"{number:05d}.png").write_bytes(encoded.tobytes())
-    return {"xyz": scene.xyz_m, "uv_vis": scene.uv_vis, "K": scene.camera.matrix.astype(np.float32)}
+        job.image_file(kind).write_bytes(encoded.tobytes())
+    labels = (scene.xyz_m, scene.uv_vis, scene.camera.matrix.astype(np.float32))
+    with whole_file(job.labels_file) as stream:
+        np.savez(stream, **dict(zip(_LABELS, labels, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -387,7 +387,7 @@ def _draw_data(config: TrainConfig) -> None:
             time.sleep(1)
         return
     total = plan.n_training + plan.n_evaluation
-    print(f"drawing {total} hands into {plan.root}, once; interrupted, it begins anew", file=sys.stderr, flush=True)
+    print(f"drawing {total} hands into {plan.root}, once; interrupted, it goes on", file=sys.stderr, flush=True)
     with tqdm(total=total, desc=f"drawing {plan.root}", disable=None) as bar:
         write_synthetic(plan.root, **wanted, on_image=bar.update)
 
