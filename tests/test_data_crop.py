@@ -12,6 +12,7 @@ import torch
 from dataset_files import STD, dots, hand_at, pixels, rows, write_picture
 
 from dhpe_fast.data import CropAugmentation, DatasetError, Sample, make_crop
+from dhpe_fast.data.augmentation import draw_square_jitter
 from dhpe_fast.data.crop import BORDER_GREY, joints_in_crop
 from dhpe_fast.data.normalize import Square, denormalize
 from dhpe_fast.hand import CropBox, Pinhole
@@ -158,6 +159,37 @@ def test_moves_are_in_shares_of_the_side(tmp_path):
     assert item.size_px == pytest.approx(125)
 
 
+def test_a_square_that_is_laid_wrongly_moves_farther_than_any_other():
+    """By up to half its side, and up to twice as large or small; it turns as others do."""
+    augmentation = CropAugmentation(center=0.05, scale=1.1, rotation=0.3, astray=1.0)
+    rng, same = np.random.default_rng(0), np.random.default_rng(0)
+    farthest_px = 0.0
+    for _ in range(50):
+        jitter = draw_square_jitter(augmentation, rng)
+        x, y, size, angle = same.uniform(-1, 1, 4)
+        same.random()
+        assert jitter.shift == pytest.approx((x / 2, y / 2))
+        assert jitter.scale == pytest.approx(2**size)
+        assert jitter.angle == pytest.approx(0.3 * angle)
+        farthest_px = max(farthest_px, *map(abs, jitter.shift))
+    assert farthest_px > 0.45
+
+
+def test_so_many_squares_are_laid_wrongly_as_asked():
+    rng = np.random.default_rng(0)
+    jitters = [draw_square_jitter(CropAugmentation(astray=0.25), rng) for _ in range(1000)]
+    moved = [jitter.shift != (0, 0) for jitter in jitters]
+    assert [jitter.scale != 1 for jitter in jitters] == moved
+    assert sum(moved) == pytest.approx(250, abs=40)  # three standard deviations
+
+
+def test_where_none_is_laid_wrongly_the_random_numbers_are_as_they_were():
+    rng, same = np.random.default_rng(0), np.random.default_rng(0)
+    draw_square_jitter(ANY_SQUARE, rng)
+    same.uniform(-1, 1, 4)
+    assert rng.random() == same.random()
+
+
 def test_beyond_the_image_is_grey_and_no_hand(tmp_path):
     mask = np.full((HEIGHT, WIDTH), 20, np.uint8)
     write_picture(tmp_path / "mask.png", mask)
@@ -250,6 +282,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         ({"scale": 0.8}, "scale: expected a factor >= 1"),
         ({"rotation": math.nan}, "rotation: expected a finite"),
         ({"brightness": 1.5}, "brightness: expected at most 1"),
+        ({"astray": 1.5}, r"astray: expected at most 1, got 1\.5"),
         ({"occluders": 1.5}, "occluders: expected a whole number"),
         ({"occluder_size": (0.5, 0.1)}, "occluder_size: expected 0 < low <= high"),
     ],

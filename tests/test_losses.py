@@ -19,6 +19,7 @@ from dhpe_fast.losses import (
     joints2d_refine_loss,
     laplacian_loss,
     mask_iou_loss,
+    seen_silhouette_loss,
     silhouette_gate,
     silhouette_iou_loss,
     silhouette_loss,
@@ -376,3 +377,45 @@ def test_cross_entropy_counts_annotated_joints_alone_and_pulls_from_far_away():
     assert (logits.grad[0, 1] == 0).all()
     with pytest.raises(ValueError, match="mass: expected a positive number, got 0"):
         heatmap_entropy_loss(maps, truth, 0)
+
+
+# --- Silhouettes in cells -------------------------------------------------------------------------------------
+
+
+def test_a_seen_silhouette_is_compared_with_the_covered_share_of_its_cells():
+    """Cells of 3 x 3 pixels, one by one in float64; the second of three hands has no mask."""
+    log_odds, masks = 8 * make((2, 2), 1)[:3] - 4, make((6, 6), 2)[:3]
+    expected = []
+    for odds, mask in zip(log_odds.tolist(), masks.tolist(), strict=True):
+        nats = 0.0
+        for i, j in itertools.product(range(2), range(2)):
+            share = sum(mask[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9
+            seen = 1 / (1 + math.exp(-odds[i][j]))
+            nats -= (share * math.log(seen) + (1 - share) * math.log(1 - seen)) / 4
+        expected.append(nats)
+    found = seen_silhouette_loss(log_odds, masks)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    has_mask = torch.tensor([True, False, True])
+    torch.testing.assert_close(seen_silhouette_loss(log_odds, masks, has_mask), found * has_mask, rtol=0, atol=0)
+    torch.testing.assert_close(seen_silhouette_loss(log_odds[0], masks[0]), found[0])
+
+
+def test_a_sure_mistake_about_the_silhouette_is_finite_and_pulls():
+    log_odds = torch.full((1, 2, 2), -200.0, requires_grad=True)
+    loss = seen_silhouette_loss(log_odds, torch.ones(1, 4, 4))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(200)
+    torch.testing.assert_close(log_odds.grad, torch.full((1, 2, 2), -0.25))
+
+
+def test_silhouettes_that_do_not_fit_their_cells_are_refused_by_name():
+    log_odds = torch.zeros(2, 4, 4)
+    with pytest.raises(TypeError, match=r"masks: expected a floating-point tensor, got a tensor of torch\.bool"):
+        seen_silhouette_loss(log_odds, torch.ones(2, 8, 8, dtype=torch.bool))
+    with pytest.raises(TypeError, match="log_odds: expected a floating-point tensor, got list"):
+        seen_silhouette_loss([0.0], torch.ones(2, 8, 8))
+    with pytest.raises(ValueError, match=r"masks: expected one for each of log_odds \(2, 4, 4\), got \(3, 8, 8\)"):
+        seen_silhouette_loss(log_odds, torch.ones(3, 8, 8))
+    for size in ((10, 10), (8, 4), (2, 2)):
+        with pytest.raises(ValueError, match="masks: expected squares of a multiple of 4 pixels"):
+            seen_silhouette_loss(log_odds, torch.ones(2, *size))

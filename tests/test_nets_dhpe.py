@@ -204,6 +204,26 @@ def test_training_under_autocast_gives_finite_gradients(dhpe, device):
     assert all(p.grad.isfinite().all() for p in dhpe.parameters() if p.grad is not None)
 
 
+def test_f_j2d_alone_may_tell_the_silhouette(hand):
+    dhpe = DHPE(hand, **SMALL | {"pose2d": "unet", "pose2d_width": 0.25}, pose2d_silhouette=True).eval()
+    heatmaps, joints2d_px, log_odds = dhpe.estimate_joints2d_and_silhouette(crops())
+    assert log_odds.shape == (2, 16, 16)
+    expected_maps, expected_px = dhpe.estimate_joints2d(crops())
+    torch.testing.assert_close((heatmaps, joints2d_px), (expected_maps, expected_px), rtol=0, atol=0)
+    log_odds.square().sum().backward()
+    assert parameters_with_gradient(dhpe) == {"f_J2D"}
+    twin = DHPE.from_spec(json.loads(json.dumps(dhpe.spec())), hand)
+    twin.load_state_dict(dhpe.state_dict())
+    torch.testing.assert_close(twin.eval().estimate_joints2d_and_silhouette(crops())[2], log_odds, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"images: expected crops \(B, 3, 64, 64\), got \(1, 3, 32, 32\)"):
+        dhpe.estimate_joints2d_and_silhouette(crops(1, 32))
+
+
+def test_a_network_without_a_silhouette_says_so(dhpe):
+    with pytest.raises(ValueError, match="pose2d_silhouette: this f_J2D tells no silhouette, it was made without"):
+        dhpe.estimate_joints2d_and_silhouette(crops())
+
+
 @pytest.mark.parametrize("part", H_LAYOUT)
 def test_no_hand_breaks_the_projection(dhpe, part):
     """Zeros and large numbers in any part of h, the zero quaternion included."""
@@ -243,6 +263,7 @@ def test_bad_input_is_refused_by_name(dhpe):
         ({"iterations": 0}, ValueError, "iterations: expected a whole number >= 1, got 0"),
         ({"pose2d_input_size": 60}, ValueError, "input_size: expected a positive multiple of 8, got 60"),
         ({"image_size": 0}, ValueError, "image_size: expected"),
+        ({"pose2d_silhouette": True}, ValueError, "pose2d_silhouette: of pose2d='unet' only, got pose2d='posenet'"),
     ],
 )
 def test_bad_options_are_refused_by_name(hand, options, error, message):

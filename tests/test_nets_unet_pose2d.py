@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dhpe_fast.losses import heatmap_entropy_loss
+from dhpe_fast.losses import heatmap_entropy_loss, seen_silhouette_loss
 from dhpe_fast.nets import DHPE, UNetPose2D, heatmap_targets, joints_from_heatmaps
 from dhpe_fast.nets.heatmaps import heatmap_mass
 from dhpe_fast.nets.results import DHPEOutput
@@ -95,6 +95,50 @@ def test_dhpe_with_it_reads_joints_between_cells():
     heatmaps, joints2d_px = dhpe.estimate_joints2d(images)
     torch.testing.assert_close(joints2d_px, joints_from_heatmaps(heatmaps[-1], 64, subpixel=True), rtol=0, atol=0)
     assert (output.evidence.joints2d_px - joints_from_heatmaps(heatmaps[-1], 64)).abs().max() > 0
+
+
+def test_the_silhouette_is_seen_in_the_cells_of_the_maps_which_it_leaves_as_they_are():
+    torch.manual_seed(0)
+    net = UNetPose2D(width=0.25, input_size=64, silhouette=True).eval()
+    images = torch.rand(2, 3, 48, 48)
+    maps, log_odds = net.heatmaps_and_silhouette(images)
+    assert log_odds.shape == (2, 16, 16)
+    torch.testing.assert_close(maps, net(images)[0], rtol=0, atol=0)
+    before = log_odds.detach().clone()
+    with torch.no_grad():
+        net.silhouette.bias += 3
+    torch.testing.assert_close(net.heatmaps_and_silhouette(images)[1], before + 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert net.heatmaps_and_silhouette(images)[1].dtype == torch.float32
+
+
+def test_it_learns_which_cells_are_bright():
+    torch.manual_seed(0)
+    net = UNetPose2D(width=0.25, input_size=32, silhouette=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+
+    def blocks() -> tuple[torch.Tensor, torch.Tensor]:
+        bright = (torch.rand(16, 8, 8, generator=generator) < 0.5).float()
+        return bright.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand(-1, 3, -1, -1), bright
+
+    for _ in range(40):
+        images, bright = blocks()
+        loss = seen_silhouette_loss(net.heatmaps_and_silhouette(images)[1], bright).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, bright = blocks()
+    with torch.no_grad():
+        seen = net.eval().heatmaps_and_silhouette(images)[1] > 0
+    assert (seen == bright.bool()).float().mean() > 0.95
+
+
+def test_a_network_that_was_made_without_a_silhouette_says_so():
+    net = UNetPose2D(width=0.25, input_size=32)
+    assert not any(name.startswith("silhouette") for name in net.state_dict())
+    with pytest.raises(ValueError, match="silhouette: this network has none, it was made without"):
+        net.heatmaps_and_silhouette(torch.rand(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(

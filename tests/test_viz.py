@@ -54,6 +54,34 @@ def test_vertex_colours_are_where_their_vertices_are():
     assert bottom[2] > 2 * bottom[0]
 
 
+@pytest.mark.parametrize("lighting", [shading.STUDIO, shading.DAYLIGHT], ids=["per pixel", "per vertex"])
+def test_a_pattern_is_finer_than_the_vertices(lighting):
+    """Dark left of its middle, as a square of half the albedo, and as the square without a pattern right of it."""
+    verts_m, faces, _ = square()
+    grey, matt = torch.full((4, 3), 0.6), shading.Material((1, 1, 1), specular=0, rim=0)
+
+    def drawn(vertex_colors):
+        options = {"material": matt, "lighting": lighting, "vertex_colors": vertex_colors}
+        return viz.shade(verts_m, faces, WeakPerspective(20, (12, 12)), (24, 24), **options)
+
+    halved = (0.5 ** (1 / shading.GAMMA)) * grey
+    places = 2 * verts_m[:, [1, 0, 2]]  # a space of its own, in which the picture's columns are y
+    found = drawn(shading.Patterned(grey, places, lambda at: torch.where(at[:, 1:2] < 0, 0.5, 1.0).expand(-1, 3)))
+    np.testing.assert_allclose(found[:, :12], drawn(halved)[:, :12], atol=1e-3)
+    np.testing.assert_allclose(found[:, 12:], drawn(grey)[:, 12:], atol=1e-3)
+    assert np.abs(drawn(halved) - drawn(grey)).max() > 0.1
+
+
+@pytest.mark.parametrize("lighting", [shading.STUDIO, shading.DAYLIGHT], ids=["per pixel", "per vertex"])
+def test_a_pattern_of_ones_changes_nothing(lighting):
+    verts_m, faces = tetrahedron()
+    colors = torch.rand(4, 3)
+    options = {"camera": WeakPerspective(20, (15, 15)), "image_size": (30, 30), "lighting": lighting}
+    plain = viz.shade(verts_m, faces, vertex_colors=colors, **options)
+    patterned = viz.shade(verts_m, faces, vertex_colors=shading.Patterned(colors, verts_m, torch.ones_like), **options)
+    np.testing.assert_allclose(patterned, plain, atol=1e-6)
+
+
 def test_the_side_towards_the_light_is_brighter():
     verts_m, faces = HandModel.default().v_template, HandModel.default().faces
     camera = WeakPerspective(300, (40, 40))
@@ -109,6 +137,10 @@ def test_what_is_outside_of_the_image_or_behind_the_camera_draws_nothing(camera)
         ({"verts_m": torch.zeros(3, 2)}, r"verts_m: .*\(3, 2\)"),
         ({"faces": torch.zeros(3, 3)}, "faces: expected an integer"),
         ({"vertex_colors": torch.zeros(2, 3)}, r"vertex_colors: expected \(4, 3\)"),
+        (
+            {"vertex_colors": shading.Patterned(torch.zeros(4, 3), torch.zeros(4, 2), torch.ones_like)},
+            r"vertex_colors\.places: expected \(4, 3\), got \(4, 2\)",
+        ),
         ({"image_size": (0, 5)}, "at least one pixel"),
         ({"supersample": 9}, "supersample"),
     ],
