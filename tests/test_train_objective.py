@@ -181,3 +181,32 @@ def test_mirrored_hands_are_to_have_no_joints(config, batch):
     expected = torch.cat([sum(zeros), sum(others)]).mean()
     torch.testing.assert_close(objectives[1](batch).total, expected)
     assert objectives[0](batch).total != expected
+
+
+def test_f_j2d_alone_learns_the_silhouette_of_the_hands_as_it_sees_them(config, batch):
+    """A mirrored hand has a mirrored mask; one without a mask is not compared."""
+    alone = dict.fromkeys(("articulation", "laplacian", "feature", "silhouette", "refine"), 0)
+    unet = {"pose2d": "unet", "pose2d_width": 0.125, "pose2d_input_size": 32, "pose2d_silhouette": True}
+    torch.manual_seed(0)
+    model = build_model(config.model_copy(update={"model": replace(config.model, **unet)})).eval()
+    loss = config.loss.model_copy(update={**alone, "other_side": 0.5, "heatmap": 3.0, "seen_silhouette": 2.0})
+    seen = replace(batch, has_mask=torch.tensor([True, True, True, False]))
+    assert seen.masks[:3].any((1, 2)).all()
+    images = torch.cat([seen.images[:2].flip(-1), seen.images[2:]])
+    with torch.no_grad():
+        log_odds = model.estimate_joints2d_and_silhouette(images)[2].double()
+        found = TrainingObjective(model, loss)(seen)
+        without = TrainingObjective(model, loss.model_copy(update={"seen_silhouette": 0.0}))(seen)
+    expected = 0.0
+    for row in range(3):
+        mask = seen.masks[row].flip(-1) if row < 2 else seen.masks[row]
+        for i in range(8):
+            for j in range(8):  # cells of 4 x 4 pixels
+                share = mask[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].double().mean()
+                told = log_odds[row, i, j].sigmoid()
+                expected -= float(share * told.log() + (1 - share) * (1 - told).log()) / 64 / 4
+    assert float(found.terms["seen_silhouette"]) == pytest.approx(expected, rel=1e-5)
+    assert set(without.terms) == {"heatmap"}
+    assert float(found.total) == pytest.approx(2 * expected + float(without.total), rel=1e-5)
+    assert float(without.total) == pytest.approx(3 * float(found.terms["heatmap"]), rel=1e-5)
+    torch.testing.assert_close(found.joints2d_px, without.joints2d_px)
