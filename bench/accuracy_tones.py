@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_generated import FIT, HOW, JOINTS2D, REGRESSION, aucs_of_hands, fitted, of_joints2d, of_params
+from accuracy_generated import (
+    FIT,
+    HOW,
+    JOINTS2D,
+    REGRESSION,
+    as_it_is_read,
+    aucs_of_hands,
+    fitted,
+    of_joints2d,
+    of_params,
+)
 from accuracy_hands import (
     WORK,
     Tested,
@@ -63,7 +73,7 @@ def measured(networks: Tested, hands: Dataset) -> dict[str, Measured]:
             estimate = networks.model.estimate_mesh(evidence)
         parts.setdefault(JOINTS2D, []).append(of_joints2d(batch, evidence.joints2d_px))
         parts.setdefault(REGRESSION, []).append(of_params(networks.model, batch, estimate.h))
-        parts.setdefault(FIT, []).append(fitted(networks.model, batch, evidence))
+        parts.setdefault(FIT, []).append(fitted(networks.model, batch, as_it_is_read(networks.model, batch)))
     return {name: Measured.joined(found) for name, found in parts.items()}
 
 

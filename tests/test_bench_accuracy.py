@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,8 +40,9 @@ from dhpe_fast.conventions import MIDDLE_MCP
 from dhpe_fast.data import backgrounds, open_dataset, render_hands
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
+from dhpe_fast.evidence.networks import Seen
 from dhpe_fast.hand import HandModel
-from dhpe_fast.nets import heatmap_targets
+from dhpe_fast.nets import DHPE, heatmap_targets
 from dhpe_fast.scores import Measured
 
 
@@ -147,7 +148,7 @@ def test_a_fit_to_what_the_labels_say_is_near_the_truth(drawn):
     assert not batch.mirrored.all()
     maps = heatmap_targets(batch.joints2d_px, batch.valid, 32, 64)
     model = SimpleNamespace(image_size=64, spec=lambda: {"joint0": "palm"})
-    found = accuracy_generated.fitted(model, batch, SimpleNamespace(heatmaps=(maps,)))
+    found = accuracy_generated.fitted(model, batch, Seen(maps, None))
     row = accuracy_generated.table_row("fit", found)
     assert row["missing"] == 0
     assert row["joints2d_px"] < 4
@@ -202,6 +203,19 @@ def test_tones_are_compared_scene_by_scene(drawn):
     assert dark["joints2d_half_width_px"] == pytest.approx(0.0, abs=1e-3)  # alike in every scene
     assert (dark["fit_iou"], dark["fit_missing"]) == (1.0, 0)
     assert dark["fit_epe_mm"] < 1  # the roots are at one place, seen in perspective
+
+
+def test_tones_are_measured_as_fit_reads_the_networks(drawn):
+    """By random networks: of every hand there are the joints of f_J2D, those of the regression, and a fit or none."""
+    config = load_config("tiny", ["model.image_size=64", "model.pose2d=unet", "model.pose2d_input_size=64"])
+    torch.manual_seed(0)
+    networks = accuracy_hands.Tested("random", config, DHPE(**asdict(config.model)).eval())
+    found = accuracy_tones.measured(networks, accuracy_hands.held_out_hands(drawn, 2))
+    assert list(found) == [accuracy_generated.JOINTS2D, accuracy_generated.REGRESSION, accuracy_generated.FIT]
+    assert all(len(own.joints_m) == 2 for own in found.values())
+    assert found[accuracy_generated.JOINTS2D].finite.all()
+    row = accuracy_tones.row(0.0, found, [found, found])
+    assert (row["joints2d_difference_px"], row["joints2d_px"] > 0) == (0.0, True)
 
 
 @pytest.fixture
