@@ -167,7 +167,7 @@ def evidence_in_crop(model: DHPE, seen: Seen, index: int) -> HandEvidence | None
     (joints,), (peaks,) = joints_and_peaks(seen.heatmaps[index, None], model.spec()["joint0"])
     silhouette = None if seen.silhouettes is None else SeenSilhouette(seen.silhouettes[index].numpy(), square)
     try:
-        return Reading(0.5 * size * (joints + 1), peaks, "right", float(peaks.mean()), size, silhouette).evidence()
+        return Reading(0.5 * size * (joints + 1), peaks, "right", float(peaks.mean()), square, silhouette).evidence()
     except ValueError:  # all joints are at one place
         return None
 

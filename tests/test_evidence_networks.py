@@ -206,7 +206,24 @@ def test_unsure_joints_count_as_much_less_as_their_variance_is_larger():
 def test_a_picture_without_hands_gives_an_empty_list():
     pose = RectanglePose()
     assert source(pose)(picture()) == []
-    assert pose.looks == [], "no crop is read where no hand was located"
+    assert [len(look) for look in pose.looks] == [2 * 4], "the whole picture, as either side's, in four turns"
+
+
+@pytest.mark.parametrize(("colour", "side"), [(RED, "right"), (GREEN, "left")])
+def test_where_the_locator_finds_none_the_whole_picture_is_looked_at(monkeypatch, colour, side):
+    monkeypatch.setattr(networks, "locate", lambda *given, **options: [])
+    pose = RectanglePose()
+    (hand,) = source(pose)(picture((RIGHT_ONE, colour)))
+    assert hand.side == side
+    np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, side), atol=3)
+    assert len(pose.looks) <= 2 + networks.CLOSER_LOOKS
+
+
+def test_looks_end_when_they_show_the_same():
+    """The stand-in reads the same joints in any crop, so that the second crop is the third's."""
+    pose = RectanglePose()
+    source(pose)(picture((RIGHT_ONE, RED)))
+    assert len(pose.looks) == 2 < 1 + networks.CLOSER_LOOKS
 
 
 def test_the_most_hands_are_a_choice_and_the_surest_come_first():

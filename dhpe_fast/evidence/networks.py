@@ -1,8 +1,8 @@
 """2D joints from the package's own networks: nothing else needs to be installed.
 
 The locator finds hands in the photograph; DHPE's 2D pose network f_J2D reads the joints of each from a square crop, as
-it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence a second
-look, at the crop around the joints that the first one found.
+it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence further
+looks, each at the crop around the joints that the one before has found.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ MAX_LOCATED = 6
 """So many of these, at most."""
 SECOND_LOOK = 0.7
 """A side is given up after the first look when its mean peak is less than this part of the other one's."""
+CLOSER_LOOKS = 3
+"""So many more looks at a hand, at most, each at the crop around the joints that the one before has found ..."""
+ALIKE = 0.03
+"""... until the crop moves and grows by less than this part of its side."""
 MIN_CONFIDENCE = 0.33
 """A hand whose mean peak is lower is none: on held-out composed photographs, where the F-measure is highest."""
 MIN_PEAK = 0.01
@@ -107,14 +111,14 @@ def joints_and_peaks(
 class Reading(Find):
     """What was read in a crop; the confidences are the peaks of the heat maps."""
 
-    crop_px: float
-    """Side of the crop."""
+    square: CropBox
+    """The crop."""
     silhouette: SeenSilhouette | None = None
 
     def evidence(self) -> HandEvidence:
         """As the fit takes it; how exact the joints are follows from the peaks, see :class:`NetworkEvidence`."""
         spread_sq = SIGMA**2 * (1 / np.maximum(self.confidence, MIN_PEAK) - 1) / 2 + LEAST_NOISE**2
-        noise_px = self.crop_px * float(np.sqrt(spread_sq.min()))
+        noise_px = self.square.size_px * float(np.sqrt(spread_sq.min()))
         confidence = spread_sq.min() / spread_sq
         return HandEvidence(self.joints_px, confidence, self.side, self.score, noise_px, self.silhouette)
 
@@ -166,6 +170,9 @@ class NetworkEvidence:
                 located = self._locate(image_rgb, MAX_LOCATED, MIN_LOCATED)
                 looks = [[_Look.at(hand.box_px, side) for side in _sides_of(hand)] for hand in located]
                 finds = distinct(find for find in self._read(image_rgb, looks) if find is not None)
+                if not finds:
+                    whole = [_Look.at(_box_of(image_rgb), side) for side in _SIDES]
+                    finds = [find for find in self._read(image_rgb, [whole]) if find is not None]
                 return [find.evidence() for find in finds[: self._max_hands]]
             boxes = given_boxes(boxes, image_rgb.shape[:2])
             looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
@@ -190,11 +197,15 @@ class NetworkEvidence:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
         found = iter(self._look(image_rgb, [look for looks in candidates for look in looks]))
         readings = [_likely([next(found) for _ in looks]) for looks in candidates]
-        closer = [(n, _Look.around(find)) for n, finds in enumerate(readings) for find in finds]
-        closer = [(n, look) for n, look in closer if look is not None]
-        for (n, _), again in zip(closer, self._look(image_rgb, [look for _, look in closer]), strict=True):
-            readings[n].append(again)
-        best = [max(finds, key=_score) for finds in readings]
+        latest = [(n, find) for n, finds in enumerate(readings) for find in finds]
+        for _ in range(CLOSER_LOOKS):
+            closer = [(n, _Look.around(find), find.square) for n, find in latest]
+            closer = [(n, look) for n, look, before in closer if look is not None and not _alike(look.square, before)]
+            again = self._look(image_rgb, [look for _, look in closer])
+            latest = [(n, find) for (n, _), find in zip(closer, again, strict=True)]
+            for n, find in latest:
+                readings[n].append(find)
+        best = [max(reversed(finds), key=_score) for finds in readings]  # of equals the last, closest look
         return [find if self._is_hand(find) else None for find in best]
 
     def _is_hand(self, find: Reading) -> bool:
@@ -257,7 +268,19 @@ class _Look:
         joints_px = np.asarray(self.square.center_px) + 0.5 * self.square.size_px * flip * joints
         if silhouette is not None:
             silhouette = SeenSilhouette(silhouette[:, ::-1] if self.side == "left" else silhouette, self.square)
-        return Reading(joints_px, peaks, self.side, float(peaks.mean()), self.square.size_px, silhouette)
+        return Reading(joints_px, peaks, self.side, float(peaks.mean()), self.square, silhouette)
+
+
+def _box_of(image_rgb: np.ndarray) -> np.ndarray:  # (4,)
+    """The whole picture: many are of one hand."""
+    height, width = image_rgb.shape[:2]
+    return np.array([0.0, 0.0, width, height])
+
+
+def _alike(square: CropBox, other: CropBox) -> bool:
+    """Whether a look at the one would show what the other did."""
+    moved = np.abs(np.subtract(square.center_px, other.center_px)).max()
+    return bool(moved < ALIKE * other.size_px and abs(square.size_px / other.size_px - 1) < ALIKE)
 
 
 def _score(find: Find) -> float:
