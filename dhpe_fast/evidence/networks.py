@@ -205,7 +205,7 @@ class NetworkEvidence:
             latest = [(n, find) for (n, _), find in zip(closer, again, strict=True)]
             for n, find in latest:
                 readings[n].append(find)
-        best = [max(reversed(finds), key=_score) for finds in readings]  # of equals the last, closest look
+        best = [max(finds, key=_score) for finds in readings]
         return [find if self._is_hand(find) else None for find in best]
 
     def _is_hand(self, find: Reading) -> bool:
