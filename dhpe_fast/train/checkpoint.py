@@ -128,13 +128,17 @@ def _load_all(tensors: Mapping[str, torch.Tensor], model: nn.Module, folder: Pat
     model.load_state_dict(tensors)
 
 
-def load_part(folder: Path, part: nn.Module, prefix: str) -> None:
+def load_part(folder: Path, part: nn.Module, prefix: str, new: str | None = None) -> None:
     """Loads those tensors of a checkpoint whose names begin with `prefix` into a part of the networks.
+
+    Tensors of the part whose names begin with `new` may be missing in the checkpoint: these stay as they are.
 
     Raises:
         CheckpointError: as ``load_weights``.
     """
     tensors = {name.removeprefix(prefix): t for name, t in _read(folder).items() if name.startswith(prefix)}
+    if new is not None:
+        tensors = {name: t for name, t in part.state_dict().items() if name.startswith(new)} | tensors
     _load_all(tensors, part, folder)
 
 

@@ -130,7 +130,7 @@ def build_model(config: TrainConfig, *, initial_weights: bool = True) -> DHPE:
         folder = find_checkpoint(config.start.pose2d, LAST)
         if folder is None:
             raise CheckpointError(f"start.pose2d: {config.start.pose2d} is no run with a checkpoint")
-        load_part(folder, model.pose2d, "pose2d.")
+        load_part(folder, model.pose2d, "pose2d.", new="silhouette.")
     return model
 
 
