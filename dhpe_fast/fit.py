@@ -87,14 +87,15 @@ def fit(
             what the evidence source sees, if it does.
         hand: which hand it is. "auto" takes the side from the evidence source. Plain 2D joints cannot tell: a right
             hand and the mirrored left hand have the same image up to perspective. So with keypoints, "auto" is decided
-            by perspective where `camera` is given, and is the right hand otherwise.
+            by perspective where `camera` is given, and is the right hand otherwise. With the package's networks, a side
+            that is given is the only one looked for.
         model: a hand model; None is the package's own.
         camera: intrinsics, a Pinhole or a matrix K (3, 3); the result is then metric in the camera's frame. None fits a
             weak-perspective camera.
         iterations: the most steps of the final refinement; it stops earlier when it has converged.
         device: where to compute; None is the model's device.
-        evidence: who supplies 2D joints when `keypoints` is None: "networks" (the package's own), "mediapipe", "auto"
-            (MediaPipe where it is installed, else the networks), or any callable of the protocol
+        evidence: who supplies 2D joints when `keypoints` is None: "networks" (the package's own; at most four hands),
+            "mediapipe", "auto" (MediaPipe where it is installed, else the networks), or any callable of the protocol
             :class:`dhpe_fast.evidence.EvidenceSource`.
         profile: print where the time went, the stages of ``HandFit.timings_ms``, a column for each hand; and which
             solver ran.
@@ -118,7 +119,7 @@ def fit(
                 raise ValueError("boxes: give either keypoints or boxes; keypoints already say where the hands are")
             found, single = given_hands(keypoints, order=order, image_size=pixels.shape[:2])
     if keypoints is None:  # with the caller's threads, autocast and device: it may run a large network
-        found = evidence_source(evidence)(pixels, boxes)
+        found = evidence_source(evidence, side=options.side, device=options.model.faces.device)(pixels, boxes)
         options = replace(options, estimate_noise=True)
     with plain_torch():
         masks = _masks(mask, len(found), pixels.shape[:2])

@@ -150,7 +150,11 @@ def fit_video(
     if isinstance(images, VideoReader) and isinstance(keypoints, Sized) and not images.may_have(len(keypoints)):
         images.close()
         raise ValueError(f"keypoints: expected an entry for each of {images.n_promised} frames, got {len(keypoints)}")
-    source = _AskedSource(evidence_source(evidence)) if keypoints is None else _GivenHands(keypoints, order)
+    if keypoints is None:
+        device = options.model.faces.device
+        source = _AskedSource(evidence_source(evidence, side=options.side, device=device))
+    else:
+        source = _GivenHands(keypoints, order)
     fps = fps or (images.fps if isinstance(images, VideoReader) else FALLBACK_FPS)
     return VideoFit(images, source, HandTracker(options, tracking, smooth), fps)
 

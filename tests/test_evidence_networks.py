@@ -138,20 +138,39 @@ def test_each_hand_is_read_in_its_place_and_of_its_side():
 
 
 @pytest.mark.parametrize("boxes", [None, [RIGHT_ONE]])
-def test_of_a_hand_whose_side_is_not_sure_both_are_tried(monkeypatch, boxes):
-    def unsure(*given, **options) -> list[SimpleNamespace]:
-        found = locate(*given, **options)
-        return [SimpleNamespace(**vars(hand) | {"side": "left", "side_score": 0.6}) for hand in found]
+@pytest.mark.parametrize("said", ["left", "right"])
+def test_the_joints_name_the_side_whatever_the_locator_says(monkeypatch, boxes, said):
+    def saying(*given, **options) -> list[SimpleNamespace]:
+        return [SimpleNamespace(**vars(hand) | {"side": said}) for hand in locate(*given, **options)]
 
-    monkeypatch.setattr(networks, "locate", unsure)
+    monkeypatch.setattr(networks, "locate", saying)
     [hand] = source()(picture((RIGHT_ONE, RED)), boxes)
     assert hand.side == "right"
     np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=2)
 
 
+def test_a_side_that_is_known_is_the_only_one_looked_for():
+    image = picture((RIGHT_ONE, RED), (LEFT_ONE, GREEN))
+    for side in ("right", "left"):
+        pose = RectanglePose()
+        assert {hand.side for hand in source(pose, side=side, min_confidence=0.0)(image)} == {side}
+        assert len(pose.looks[0]) == 2 * 4, "each hand, in four turns"
+    with pytest.raises(ValueError, match="side: expected"):
+        source(side="both")
+
+
+def test_another_default_dtype_does_not_matter():
+    torch.set_default_dtype(torch.float64)
+    try:
+        (hand,) = source()(picture((RIGHT_ONE, RED)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert hand.side == "right"
+
+
 def test_the_second_look_is_the_papers_crop_around_the_joints():
     pose = RectanglePose()
-    source(pose)(picture((RIGHT_ONE, RED)))
+    source(pose, side="right")(picture((RIGHT_ONE, RED)))
     first, second = pose.looks
     assert first.shape == second.shape == (4, 3, 128, 128)
     shown = (second[0, 0] > 0.78).nonzero().float()
@@ -250,8 +269,7 @@ def test_boxes_say_where_to_look_and_give_the_order():
 
 
 @pytest.mark.parametrize(("colour", "side", "rectangle"), [(RED, "right", RIGHT_ONE), (GREEN, "left", LEFT_ONE)])
-def test_where_the_locator_sees_no_hand_in_a_box_the_surer_joints_name_the_side(monkeypatch, colour, side, rectangle):
-    monkeypatch.setattr(networks, "locate", lambda *_, **__: [])
+def test_in_a_box_the_surer_joints_name_the_side(colour, side, rectangle):
     (hand,) = source()(picture((rectangle, colour)), np.array([rectangle], dtype=float))
     assert hand.side == side
     np.testing.assert_allclose(hand.joints2d_px, joints_in(rectangle, side), atol=2)
@@ -305,7 +323,7 @@ def untrained(tmp_path, monkeypatch) -> None:
 @pytest.fixture
 def no_mediapipe(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    for shared in (sources._best, sources._shared_mediapipe):
+    for shared in (sources._has_mediapipe, sources._shared_mediapipe):
         shared.cache_clear()
 
 
@@ -319,12 +337,12 @@ def test_a_bare_picture_is_fitted_without_mediapipe(packaged, no_mediapipe):
 
 def test_auto_prefers_mediapipe_and_networks_are_asked_for_by_name(packaged, monkeypatch):
     other = HandEvidence(joints_in(LEFT_ONE, "left"), np.ones(21), "left")
-    sources._best.cache_clear()
+    sources._has_mediapipe.cache_clear()
     monkeypatch.setattr(sources, "_shared_mediapipe", lambda: lambda image, boxes: [other])
     image = picture((RIGHT_ONE, RED))
     assert [hand.side for hand in evidence_source("auto")(image)] == ["left"]
     assert [hand.side for hand in evidence_source("networks")(image)] == ["right"]
-    sources._best.cache_clear()
+    sources._has_mediapipe.cache_clear()
 
 
 def test_networks_that_have_learnt_nothing_find_nothing(untrained):
@@ -357,3 +375,9 @@ def test_the_silhouette_is_told_in_its_place(colour, side):
 def test_without_it_there_is_no_silhouette():
     (hand,) = source()(picture(((200, 100, 320, 280), RED)))
     assert hand.silhouette is None
+
+
+def test_fit_looks_for_the_side_that_the_caller_knows(packaged, no_mediapipe):
+    image = picture((RIGHT_ONE, RED))
+    assert [hand.side for hand in dhpe_fast.fit(image, hand="right")] == ["right"]
+    assert dhpe_fast.fit(image, hand="left") == [] or dhpe_fast.fit(image, hand="left")[0].side == "left"

@@ -20,7 +20,7 @@ MIN_EXTENT_PX = 1.0
 
 @dataclass(frozen=True, eq=False)
 class SeenSilhouette:
-    """Where a source sees a hand, in the cells of a square of the image; beyond it nothing is known of the hand.
+    """Where a source sees a hand, in the cells of a square of the image.
 
     Raises:
         ValueError: for another shape, or values that are not finite or outside [0, 1].
@@ -42,11 +42,14 @@ class SeenSilhouette:
         self,
         points_px: np.ndarray,  # (H, W, 2) places in the image
     ) -> np.ndarray:
-        """Its values (H, W) float32 at places in the image, between the centres of cells bilinear; 0 outside."""
+        """Its values (H, W) float32 at places in the image, between the centres of cells bilinear.
+
+        Of what is beyond the square nothing is known: values go on as they are at its border.
+        """
         n = len(self.shares)
         cells = (points_px - np.array(self.square.top_left_px)) * (n / self.square.size_px) - 0.5
         cells = cells.astype(np.float32)  # OpenCV counts centres at whole numbers
-        return cv2.remap(self.shares, cells[..., 0], cells[..., 1], cv2.INTER_LINEAR, borderValue=0)
+        return cv2.remap(self.shares, cells[..., 0], cells[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True, eq=False)

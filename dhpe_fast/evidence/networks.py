@@ -2,12 +2,13 @@
 
 The locator finds hands in the photograph; DHPE's 2D pose network f_J2D reads the joints of each from a square crop, as
 it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence further
-looks, each at the crop around the joints that the one before has found.
+looks, each at the crop around the joints that the one before has found. The side is not known either: f_J2D sees no
+joints in a hand of the other side, so that its peaks tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,14 +17,13 @@ import torch
 from torch import Tensor
 
 from dhpe_fast import pretrained
-from dhpe_fast.boxes import box_iou as overlap
 from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
 from dhpe_fast.evidence.find import Find, distinct
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import MIN_EXTENT_PX, MIN_JOINTS, HandEvidence, SeenSilhouette
 from dhpe_fast.hand.camera import CropBox
 from dhpe_fast.nets.heatmaps import SIGMA, joints_from_heatmaps
-from dhpe_fast.nets.locate import THRESHOLD, LocatedHand, locate
+from dhpe_fast.nets.locate import locate
 
 if TYPE_CHECKING:
     from dhpe_fast.nets import DHPE
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SURE = 0.3
 """From this peak on a joint counts as seen where the second crop is laid around the joints."""
+MAX_HANDS = 4
+"""So many hands are reported, unless the caller asks for more or fewer."""
 MIN_LOCATED = 0.15
 """From this score on what the locator finds is looked at: f_J2D knows hands better, and sorts out what is none."""
 MAX_LOCATED = 6
@@ -47,14 +49,6 @@ MIN_PEAK = 0.01
 """A lower peak says no more than this one."""
 LEAST_NOISE = 0.015
 """Standard deviation of the coordinates of the surest joints, by the side of the crop: half a cell."""
-BOX_VIEW = 2.0
-"""Side of the square in which the locator looks for the hand in a box of the caller's, by the box's longer side."""
-BOX_OVERLAP = 0.3
-"""The locator's hand is that of the box if they overlap by this, intersection over union."""
-
-SURE_SIDE = 0.9
-"""The locator is believed which side a hand is of from here on; else f_J2D, which sees no joints in the other one's."""
-
 Side = Literal["right", "left"]
 _TURNS = 4
 _SIDES: tuple[Side, ...] = ("right", "left")
@@ -126,16 +120,19 @@ class Reading(Find):
 class NetworkEvidence:
     """An evidence source (:class:`~dhpe_fast.evidence.EvidenceSource`) on the networks that ship with the package.
 
-    It names the side of each hand. How exact a joint is follows from the peak of its heat map: what f_J2D is trained
-    towards, by squares or by cross-entropy, is the mean of the maps exp(-d^2 / sigma^2) over all places where the joint
-    may be. If these are spread normally, by u along each axis, the peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with
-    peaks that are low on average is not reported; their mean is its score.
+    It names the side of each hand: the one as which f_J2D sees joints. How exact a joint is follows from the peak of
+    its heat map: what f_J2D is trained towards, by squares or by cross-entropy, is the mean of the maps
+    exp(-d^2 / sigma^2) over all places where the joint may be. If these are spread normally, by u along each axis, the
+    peak is p = sigma^2 / (sigma^2 + 2 u^2). A hand with peaks that are low on average is not reported; their mean is
+    its score.
 
     Args:
         locator: finds hands; None is ``pretrained.locator()``, read at the first image.
         dhpe: its f_J2D reads joints; None is ``pretrained.dhpe()``, read at the first image.
         device: where these two compute; networks that are given stay where they are.
         max_hands: the most hands looked for where no boxes are given.
+        side: of all hands, where it is known; None looks at each as if it were of either side, and takes the one in
+            which it sees joints.
         min_confidence: mean peak of the joints from which a hand is reported, in [0, 1].
     """
 
@@ -145,15 +142,19 @@ class NetworkEvidence:
         locator: Locator | None = None,
         dhpe: DHPE | None = None,
         device: torch.device | str = "cpu",
-        max_hands: int = 4,
+        max_hands: int = MAX_HANDS,
+        side: Side | None = None,
         min_confidence: float = MIN_CONFIDENCE,
     ) -> None:
         if isinstance(max_hands, bool) or not isinstance(max_hands, int) or max_hands < 1:
             raise ValueError(f"max_hands: expected a whole number >= 1, got {max_hands!r}")
+        if side not in ("right", "left", None):
+            raise ValueError(f"side: expected 'right', 'left' or None, got {side!r}")
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence: expected a number in [0, 1], got {min_confidence!r}")
         self._locator, self._dhpe, self._device = locator, dhpe, torch.device(device)
         self._max_hands, self._min_confidence = max_hands, min_confidence
+        self._sides: Sequence[Side] = _SIDES if side is None else (side,)
 
     def __call__(
         self,
@@ -167,31 +168,17 @@ class NetworkEvidence:
         """
         with torch.no_grad():
             if boxes is None:
-                located = self._locate(image_rgb, MAX_LOCATED, MIN_LOCATED)
-                looks = [[_Look.at(hand.box_px, side) for side in _sides_of(hand)] for hand in located]
-                finds = distinct(find for find in self._read(image_rgb, looks) if find is not None)
-                if not finds:
-                    whole = [_Look.at(_box_of(image_rgb), side) for side in _SIDES]
-                    finds = [find for find in self._read(image_rgb, [whole]) if find is not None]
+                locator = pretrained.locator(self._device) if self._locator is None else self._locator
+                located = locate(locator, image_rgb, max_hands=MAX_LOCATED, threshold=MIN_LOCATED)
+                finds = distinct(self._in_boxes(image_rgb, [hand.box_px for hand in located]))
+                finds = finds or self._in_boxes(image_rgb, [_box_of(image_rgb)])
                 return [find.evidence() for find in finds[: self._max_hands]]
-            boxes = given_boxes(boxes, image_rgb.shape[:2])
-            looks = [[_Look.at(box, side) for side in self._sides_in(image_rgb, box)] for box in boxes]
-            return [find.evidence() for find in self._read(image_rgb, looks) if find is not None]
+            return [find.evidence() for find in self._in_boxes(image_rgb, given_boxes(boxes, image_rgb.shape[:2]))]
 
-    def _locate(self, image_rgb: np.ndarray, max_hands: int = 1, threshold: float = THRESHOLD) -> list[LocatedHand]:
-        locator = pretrained.locator(self._device) if self._locator is None else self._locator
-        return locate(locator, image_rgb, max_hands=max_hands, threshold=threshold)
-
-    def _sides_in(self, image_rgb: np.ndarray, box: np.ndarray) -> Sequence[Side]:
-        """The side that the locator sees in a box; both, where it sees no hand there or is not sure of its side."""
-        center, half = 0.5 * (box[:2] + box[2:]), 0.5 * BOX_VIEW * (box[2:] - box[:2]).max()
-        low = np.floor(center - half).clip(0).astype(int)
-        high = np.ceil(center + half).astype(int)
-        seen = self._locate(np.ascontiguousarray(image_rgb[low[1] : high[1], low[0] : high[0]]))
-        overlaps = [overlap(np.asarray(hand.box_px) + np.tile(low, 2), box) for hand in seen]
-        if not overlaps or max(overlaps) < BOX_OVERLAP:
-            return _SIDES
-        return _sides_of(seen[int(np.argmax(overlaps))])
+    def _in_boxes(self, image_rgb: np.ndarray, boxes: Iterable[np.ndarray]) -> list[Reading]:
+        """The hands in boxes, in their order, without those that show none."""
+        looks = [[_Look.at(box, side) for side in self._sides] for box in boxes]
+        return [find for find in self._read(image_rgb, looks) if find is not None]
 
     def _read(self, image_rgb: np.ndarray, candidates: Sequence[Sequence[_Look]]) -> list[Reading | None]:
         """The joints of each candidate, by the best of the looks at it; None where they are unsure."""
@@ -218,7 +205,7 @@ class NetworkEvidence:
         dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
         size, device = dhpe.image_size, next(dhpe.parameters()).device
         crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
-        seen = seen_in_turns(dhpe, crops.to(device).permute(0, 3, 1, 2) / 255)
+        seen = seen_in_turns(dhpe, crops.to(device).permute(0, 3, 1, 2).float() / 255)
         joints, peaks = joints_and_peaks(seen.heatmaps, dhpe.spec()["joint0"])
         silhouettes = len(looks) * [None] if seen.silhouettes is None else seen.silhouettes.cpu().numpy()
         return [look.find(*read) for look, *read in zip(looks, joints, peaks, silhouettes, strict=True)]
@@ -291,7 +278,3 @@ def _likely(finds: list[Reading]) -> list[Reading]:
     """Of the sides of one hand those that a second look may still prove right."""
     best = max(find.score for find in finds)
     return [find for find in finds if find.score >= SECOND_LOOK * best]
-
-
-def _sides_of(hand: LocatedHand) -> Sequence[Side]:
-    return (hand.side,) if hand.side_score >= SURE_SIDE else _SIDES

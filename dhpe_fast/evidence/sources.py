@@ -15,16 +15,24 @@ from dhpe_fast.evidence.hand_evidence import EvidenceSource, HandEvidence
 from dhpe_fast.evidence.mediapipe import MediaPipeEvidence
 from dhpe_fast.evidence.networks import NetworkEvidence
 
+Side = Literal["right", "left"]
 SourceName = Literal["auto", "networks", "mediapipe"]
 """Sources that come with the package."""
 
 
-def evidence_source(evidence: SourceName | EvidenceSource) -> CheckedSource:
+def evidence_source(
+    evidence: SourceName | EvidenceSource,
+    *,
+    side: Side | None = None,
+    device: torch.device | str = "cpu",
+) -> CheckedSource:
     """The source of a name, or the caller's own source, with its input and its answer checked.
 
     Args:
         evidence: "networks", the package's own; "mediapipe"; "auto", which is MediaPipe where it can be loaded and the
             package's own networks elsewhere; or a callable of the protocol :class:`EvidenceSource`.
+        side: of all hands, where it is known; the networks then look for those alone.
+        device: where the networks compute.
 
     Raises:
         ValueError: if the name is unknown.
@@ -34,7 +42,7 @@ def evidence_source(evidence: SourceName | EvidenceSource) -> CheckedSource:
     if isinstance(evidence, str):
         if evidence not in _SOURCES:
             raise ValueError(f"evidence: expected {_NAMES} or a callable, got {evidence!r}")
-        return CheckedSource(_SOURCES[evidence]())
+        return CheckedSource(_SOURCES[evidence](side, str(device)))
     if not callable(evidence):
         raise TypeError(f"evidence: expected {_NAMES} or a callable, got {type(evidence).__name__}")
     return CheckedSource(evidence)
@@ -73,22 +81,30 @@ def _shared_mediapipe() -> MediaPipeEvidence:
     return MediaPipeEvidence()
 
 
-@lru_cache(maxsize=1)
-def _shared_networks() -> NetworkEvidence:
-    return NetworkEvidence()
+def _networks(side: Side | None, device: str) -> NetworkEvidence:
+    return NetworkEvidence(side=side, device=device)
+
+
+def _mediapipe(side: Side | None, device: str) -> MediaPipeEvidence:
+    return _shared_mediapipe()
+
+
+def _best(side: Side | None, device: str) -> EvidenceSource:
+    return _shared_mediapipe() if _has_mediapipe() else _networks(side, device)
 
 
 @lru_cache(maxsize=1)
-def _best() -> EvidenceSource:
+def _has_mediapipe() -> bool:
     try:
-        return _shared_mediapipe()
+        _shared_mediapipe()
     except ImportError:
-        return _shared_networks()
+        return False
+    return True
 
 
-_SOURCES: dict[str, Callable[[], EvidenceSource]] = {
+_SOURCES: dict[str, Callable[[Side | None, str], EvidenceSource]] = {
     "auto": _best,
-    "networks": _shared_networks,
-    "mediapipe": _shared_mediapipe,
+    "networks": _networks,
+    "mediapipe": _mediapipe,
 }
 _NAMES = ", ".join(map(repr, _SOURCES))
