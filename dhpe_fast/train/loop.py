@@ -41,7 +41,7 @@ from dhpe_fast.train.log import RunLog, read_log
 from dhpe_fast.train.objective import Objective, TrainingObjective
 from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, check_shared, claim_folder, make_folder
-from dhpe_fast.train.step_guard import StepGuard
+from dhpe_fast.train.step_guard import GuardedSteps
 from dhpe_fast.train.validation import picture_grid, validate
 
 
@@ -158,7 +158,8 @@ class Trainer:
         pose2d = [parameter for name, parameter in trained.items() if name.startswith("pose2d.")]
         groups = [{"params": group} for group in (mesh, pose2d) if group]
         self.optimizer = torch.optim.Adam(groups, lr=config.optimisation.learning_rate)
-        self.guard = StepGuard(model, config.optimisation.max_skipped_steps)
+        norms = ("gradient_norm", "gradient_norm_pose2d")[: len(groups)]
+        self.steps = GuardedSteps(model, self.optimizer, config.optimisation, processes, norms)
         if config.self_supervision.instances_per_seed and config.self_supervision.backgrounds is not None:
             background_files(config.self_supervision.backgrounds)  # missing ones are told now, not after epochs
         self.crops, self.held_out = (
@@ -230,33 +231,15 @@ class Trainer:
 
     def _step(self, batch: HandBatch, batches_per_epoch: int) -> float:
         """The loss of a step, after it."""
-        options, progress = self.config.optimisation, self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(progress.batch / batches_per_epoch)
-        self.guard.begin()
-        with self._autocast():
+        progress = self.progress
+        with self.steps.begin(progress, self._decay(progress.batch / batches_per_epoch)):
             objective: Objective = self.objective(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        objective.total.backward()
-        clip = math.inf if options.gradient_clip is None else options.gradient_clip
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], clip) for group in self.optimizer.param_groups]
-        progress.step, progress.batch = progress.step + 1, progress.batch + 1
-        judged = dict(zip(("total", "gradient_norm", "gradient_norm_pose2d"), (objective.total, *norms), strict=False))
-        # The one wait for the device and for the other processes in a step; a mean is finite only where all are.
-        scalars = self._means(judged | objective.terms)
-        if all(math.isfinite(scalars[name]) for name in judged):
-            self.optimizer.step()
-            progress.skipped_in_a_row = 0
+        progress.batch += 1
+        scalars = self.steps.end(progress, objective.total, objective.terms)
+        if progress.skipped_in_a_row == 0:
             self._see(batch, objective)
-        else:
-            self.guard.skip(progress, {name: scalars[name] for name in objective.terms})
         self._record(batch, objective, scalars)
         return scalars["total"]
-
-    def _means(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Of all processes."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        return dict(zip(values, self.processes.mean(stacked).tolist(), strict=True))
 
     def _see(self, batch: HandBatch, objective: Objective) -> None:
         """Keeps the predicted hands where they are, of which instances are made when those are asked for."""
@@ -317,23 +300,17 @@ class Trainer:
         )
         return make_loader(data, sampler, self.config.data.workers)
 
-    def _learning_rate(self, part_of_epoch: float) -> float:
-        options, progress = self.config.optimisation, self.progress
-        rate = options.learning_rate * min(1.0, (progress.step + 1) / (options.warmup_steps + 1))
-        if options.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * (progress.epoch + part_of_epoch) / options.epochs))
-        return rate
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.optimisation.precision == "bfloat16"
-        return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=enabled)
+    def _decay(self, part_of_epoch: float) -> float:
+        options = self.config.optimisation
+        if options.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (self.progress.epoch + part_of_epoch) / options.epochs))
 
     def _record(self, batch: HandBatch, objective: Objective, scalars: Mapping[str, float]) -> None:
         if self.log is None:
             return
         step = self.progress.step
-        facts = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
-        self.log.scalars("train", step, {**scalars, **facts}, epoch=self.progress.epoch)
+        self.log.scalars("train", step, scalars, epoch=self.progress.epoch)
         if step % self.config.picture_every == 0:
             self.log.picture("train", step, picture_grid(batch, objective))
 

@@ -27,7 +27,7 @@ from dhpe_fast.train.distributed import World, check_device
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.run_facts import write_facts
 from dhpe_fast.train.run_folder import Resume, claim_folder, make_folder
-from dhpe_fast.train.step_guard import StepGuard
+from dhpe_fast.train.step_guard import GuardedSteps
 
 Objective = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """(network, batch) -> the terms of the loss by name, weighted, () each; what is minimised is their sum."""
@@ -95,7 +95,7 @@ def train_stream(
     alone = World(0, 1, check_device(device))
     claim_folder(run, config, resume, alone)
     torch.manual_seed(config.seed)
-    trainer = StreamTrainer(config, run, network(), task, alone.device)
+    trainer = StreamTrainer(config, run, network(), task, alone)
     make_folder(run, config, alone)
     if resume:
         trainer.resume()
@@ -119,14 +119,14 @@ def load_network(run: str | os.PathLike[str], network: nn.Module) -> nn.Module:
 class StreamTrainer:
     """A run: network, optimiser and progress."""
 
-    def __init__(self, config: StreamConfig, run: Path, network: nn.Module, task: Task, device: torch.device) -> None:
-        self.config, self.run, self.task, self.device = config, run, task, device
+    def __init__(self, config: StreamConfig, run: Path, network: nn.Module, task: Task, alone: World) -> None:
+        self.config, self.run, self.task, self.device = config, run, task, alone.device
         # Convolutions are faster with channels-last weights; those of other layers stay as they are.
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(alone.device, memory_format=torch.channels_last)
         options = config.optimisation
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.guard = StepGuard(self.network, options.max_skipped_steps)
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.steps = GuardedSteps(self.network, self.optimizer, options, alone)
         self.progress = StreamProgress()
         self.scores: dict[str, float] = {}
 
@@ -174,34 +174,10 @@ class StreamTrainer:
     def _step(self, batch: Any) -> dict[str, float]:
         """The numbers of a step, after it."""
         options, progress = self.config.optimisation, self.progress
-        rate = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.guard.begin()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=options.precision == "bfloat16"):
+        part = progress.step * options.cycles / options.steps % 1.0  # of the cycle
+        with self.steps.begin(progress, 0.5 * (1 + math.cos(math.pi * part))):
             terms = self.task.objective(self.network, batch)
-        total = sum(terms.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        clip = math.inf if options.gradient_clip is None else options.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip)
-        progress.step += 1
-        judged = {"total": total, "gradient_norm": norm}
-        # The one wait for the device in a step.
-        values = torch.stack([value.detach().float() for value in (judged | dict(terms)).values()]).tolist()
-        scalars = dict(zip(judged | dict(terms), values, strict=True))
-        if all(math.isfinite(scalars[name]) for name in judged):
-            self.optimizer.step()
-            progress.skipped_in_a_row = 0
-        else:
-            self.guard.skip(progress, {name: scalars[name] for name in terms})
-        return scalars | {"learning_rate": rate}
-
-    def _learning_rate(self) -> float:
-        options, step = self.config.optimisation, self.progress.step
-        warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
-        part = step * options.cycles / options.steps % 1.0  # of the cycle
-        return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * part))
+        return self.steps.end(progress, sum(terms.values()), terms)
 
     def _measure(self, log: RunLog, seconds: float) -> None:
         if self.task.validate is None:
