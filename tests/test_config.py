@@ -51,8 +51,8 @@ def test_the_paper_s_setting():
     assert [source.options for source in rhd] == [{"hand": "dominant_by_mask"}] * 2
 
 
-def test_the_two_runs_of_the_package_s_weights_differ_only_in_what_one_alone_uses():
-    """The second takes over the network of the first, and its data: hands that are drawn once."""
+def test_dhpe_has_the_data_and_the_networks_of_pose2d_from_which_it_starts():
+    """The hands are drawn once; what differs is of no use to the other one."""
     first, second = load_config("pose2d"), load_config("dhpe")
     assert second.start.pose2d is not None
     # Crops beside the hand teach f_J2D alone; so many pixels are seen by F alone.
