@@ -14,8 +14,9 @@ import torch
 
 from dhpe_fast.data import open_dataset, synthetic
 from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.recipe import GENERATOR_VERSION, differences, read_recipe
 from dhpe_fast.data.rendered import PosedHand, place
-from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, read_recipe, write_synthetic
+from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.rotation import quaternion_to_matrix
 
@@ -46,12 +47,21 @@ def test_layout(written):
 
 
 def test_a_drawn_set_says_so_and_how(written):
-    counts = {"n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96}
+    counts = {"generator_version": GENERATOR_VERSION, "n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96}
     facts = {**counts, "max_angle_deg": 180.0, "span": [0.35, 0.8], "tone": None, "backgrounds": None}
     assert json.loads((written / "recipe.json").read_text()) == read_recipe(written) == facts
     assert open_dataset("rhd", written, "test").name == "synthetic"
     with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):
         read_recipe(written / "training")
+
+
+def test_a_recipe_is_compared_by_its_arguments_and_the_version_of_the_generator(tmp_path):
+    """A set that says no version was drawn by the first one."""
+    (tmp_path / "recipe.json").write_text(json.dumps({"seed": 3, "tone": None}))
+    old = read_recipe(tmp_path)
+    assert differences(old, {"seed": 3}) == f"generator_version: 1 instead of {GENERATOR_VERSION}"
+    assert differences(old, {"seed": 4}, but=["generator_version"]) == "seed: 3 instead of 4"
+    assert differences(old | {"generator_version": GENERATOR_VERSION}, {"seed": 3}) == ""
 
 
 def test_labels_are_written_to_the_last_bit(written):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dhpe_fast.data import DatasetError, whole_pictures
+from dhpe_fast.data import DatasetError, hand_layers, whole_pictures
 from dhpe_fast.data.camera_effects import photographed
 from dhpe_fast.data.collage import lay, moved, patch, rod, similarity
 from dhpe_fast.data.hand_layers import KINDS, Layer, draw_layer, read_layers, write_layers
@@ -64,6 +64,13 @@ def test_layers_of_another_recipe_are_refused(tmp_path):
         read_layers(tmp_path, "training", seed=0, count=2)
     (tmp_path / "training.npz").write_bytes(b"no archive")
     with pytest.raises(DatasetError, match="cannot be read as drawn layers"):
+        read_layers(tmp_path, "training", seed=0, count=1)
+
+
+def test_layers_of_another_version_of_the_generator_are_refused(tmp_path, monkeypatch):
+    write_layers(tmp_path, 1, 0, seed=0, workers=1)
+    monkeypatch.setattr(hand_layers, "GENERATOR_VERSION", 99)
+    with pytest.raises(DatasetError, match=r"version \d of the generator, expected 99; remove the file to draw"):
         read_layers(tmp_path, "training", seed=0, count=1)
 
 

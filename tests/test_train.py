@@ -19,6 +19,7 @@ pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
 from small_run import BATCHES, losses, small_batch, small_run_changes
 
 from dhpe_fast.config import ConfigError, Synthesis, load_config
+from dhpe_fast.data import recipe
 from dhpe_fast.train import LAST, CheckpointError, checkpoint, load_model, loop, read_log, train
 from dhpe_fast.train.log import RunLog
 from dhpe_fast.train.run_facts import read_facts
@@ -185,7 +186,7 @@ def test_a_folder_in_use_is_not_overwritten(config, finished):
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_data_that_was_drawn_otherwise_is_not_trained_on(config, tmp_path):
+def test_data_that_was_drawn_otherwise_is_not_trained_on(config, tmp_path, monkeypatch):
     """Of a run that draws its own data: the same recipe is used again, another one is refused by its fields."""
     root = tmp_path / "drawn"
     plan = Synthesis(root=root, n_training=1, n_evaluation=1, seed=2, size_px=48, max_angle_deg=30)
@@ -200,6 +201,9 @@ def test_data_that_was_drawn_otherwise_is_not_trained_on(config, tmp_path):
     assert (root / "training" / "color" / "00000.png").stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"drawn was drawn with seed: 2 instead of 3, size_px: 48 instead of 64; "):
         drawn(seed=3, size_px=64)
+    monkeypatch.setattr(recipe, "GENERATOR_VERSION", 99)
+    with pytest.raises(ConfigError, match=r"generator_version: \d instead of 99; choose another root, or remove"):
+        drawn()
     with pytest.raises(ConfigError, match=r"color is there and was not drawn for this run: .*recipe\.json: no such"):
         drawn(root=root / "training" / "color")
 

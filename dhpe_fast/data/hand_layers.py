@@ -31,6 +31,7 @@ from dhpe_fast.data.pictures import (
     random_light,
     random_skin,
 )
+from dhpe_fast.data.recipe import GENERATOR_VERSION
 from dhpe_fast.data.synthetic import SPLITS, Recipe, sampled_hand
 from dhpe_fast.data.thing_meshes import random_thing
 from dhpe_fast.hand import HandModel, Pinhole
@@ -116,7 +117,7 @@ def read_layers(root: str | os.PathLike[str], split: str, *, seed: int, count: i
     """The layers of a split.
 
     Raises:
-        DatasetError: if the file is missing or damaged, or holds layers of another seed or number.
+        DatasetError: if the file is missing or damaged, or holds layers of another seed, number or generator.
     """
     file = Path(root) / f"{split}.npz"
     try:
@@ -127,11 +128,16 @@ def read_layers(root: str | os.PathLike[str], split: str, *, seed: int, count: i
             cv2.imdecode(held["png"][end - n : end], cv2.IMREAD_UNCHANGED)
             for end, n in zip(ends, held["n_bytes"], strict=True)
         ]
-        drawn = (int(held["seed"]), len(images))
+        drawn = (int(held["seed"]), len(images), int(held.get("generator_version", 1)))
     except (OSError, ValueError, KeyError, cv2.error) as error:
         raise DatasetError(f"{file}: cannot be read as drawn layers: {error}") from None
-    if drawn != (seed, count):
+    if drawn[:2] != (seed, count):
         raise DatasetError(f"{file}: holds {drawn[1]} layers of seed {drawn[0]}, expected {count} of seed {seed}")
+    if drawn[2] != GENERATOR_VERSION:
+        raise DatasetError(
+            f"{file}: was drawn by version {drawn[2]} of the generator, expected {GENERATOR_VERSION}; remove the file "
+            "to draw it anew"
+        )
     fields = zip(images, held["kind"], held["joints_px"], held["elbow_px"], held["scale_px_per_m"], strict=True)
     return [
         Layer(np.ascontiguousarray(image[..., [2, 1, 0, 3]]), KINDS[kind], joints, elbow, float(scale))
@@ -173,6 +179,7 @@ def _packed(layers: list[Layer], seed: int) -> bytes:
     np.savez(
         stream,
         seed=np.int64(seed),
+        generator_version=np.int64(GENERATOR_VERSION),
         png=np.concatenate(images) if images else np.empty(0, np.uint8),
         n_bytes=np.array([len(image) for image in images], np.int64),
         kind=np.array([KINDS.index(layer.kind) for layer in layers], np.int8),

@@ -16,7 +16,6 @@ from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +25,8 @@ from torch import Tensor
 from dhpe_fast.atomic_write import whole_file, write_whole
 from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
-from dhpe_fast.data.errors import DatasetError
-from dhpe_fast.data.files import RECIPE_FILE, read_json
 from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, random_skin, sensor_image
+from dhpe_fast.data.recipe import GENERATOR_VERSION, VERSION_KEY
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
 from dhpe_fast.data.unfinished import SET, unfinished_folder
 from dhpe_fast.hand import HandModel, Pinhole
@@ -106,7 +104,8 @@ def write_synthetic(
 
     Written are colour, mask and depth images and the annotation pickle of both splits, readable by this package's and
     by anyone's reader of RHD: ``root/{training,evaluation}/{color,mask,depth}/00000.png``, ``anno_SPLIT.pickle``.
-    Beside them, ``root/recipe.json`` has the arguments: by that file a drawn set is told from RHD.
+    Beside them, ``root/recipe.json`` has the arguments and ``recipe.GENERATOR_VERSION``: by that file a drawn set is
+    told from RHD.
 
     Until then it is drawn in a folder ``.NAME.unfinished`` beside `root`. After an error, or if the process is killed,
     the same call goes on from there, to the same result as without the interruption.
@@ -126,7 +125,7 @@ def write_synthetic(
         on_image: called for every image that is there, for instance to move a progress bar.
 
     Raises:
-        FileExistsError: if `root` exists, or has been begun with other arguments.
+        FileExistsError: if `root` exists, or has been begun with other arguments or by another generator.
         BlockingIOError: if another process is drawing it.
         ValueError: if a number is out of range or the folder of backgrounds holds no image.
         RuntimeError: if a scene cannot be drawn; says which.
@@ -136,6 +135,7 @@ def write_synthetic(
     files = () if backgrounds is None else background_files(backgrounds)
     recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span), tone)
     facts = {
+        VERSION_KEY: GENERATOR_VERSION,
         "n_training": n_training,
         "n_evaluation": n_evaluation,
         "seed": seed,
@@ -148,20 +148,6 @@ def write_synthetic(
     with unfinished_folder(Path(root), facts) as folder:
         for split, count in zip(SPLITS, (n_training, n_evaluation), strict=True):
             _write_split(folder, split, count, recipe, workers, on_image)
-
-
-def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
-    """The arguments with which ``write_synthetic`` drew the data set in `root`.
-
-    Raises:
-        MissingDataError: if `root` has no recipe: it is no drawn set.
-        DatasetError: if that is no whole JSON object.
-    """
-    file = Path(root) / RECIPE_FILE
-    facts = read_json(file, "the recipe of a drawn data set")
-    if not isinstance(facts, dict):
-        raise DatasetError(f"{file}: holds {type(facts).__name__}, expected the recipe of a drawn data set")
-    return facts
 
 
 @dataclass(frozen=True)

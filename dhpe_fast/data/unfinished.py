@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dhpe_fast.atomic_write import write_whole
-from dhpe_fast.data.files import RECIPE_FILE, read_json
+from dhpe_fast.data.files import RECIPE_FILE
+from dhpe_fast.data.recipe import differences, read_recipe
 
 SET = "set"
 """In the unfinished folder: what becomes the data set. Whatever lies beside it is thrown away at the end."""
@@ -56,10 +57,8 @@ def _keep_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     if not file.exists():
         write_whole(file, (json.dumps(recipe, indent=1) + "\n").encode())
         return
-    begun = read_json(file, "the recipe of a data set that is being drawn")
-    other = [key for key in {**begun, **recipe} if begun.get(key) != recipe.get(key)]
-    if other:
-        faults = ", ".join(f"{key}: {begun.get(key)!r} instead of {recipe.get(key)!r}" for key in other)
+    faults = differences(read_recipe(folder / SET), recipe)
+    if faults:
         raise FileExistsError(
             f"{folder}: holds an unfinished data set of other arguments ({faults}); call with those to finish it, or "
             "remove the folder to begin anew"

@@ -16,7 +16,7 @@ from dhpe_fast import pretrained
 from dhpe_fast.atomic_write import whole_file
 from dhpe_fast.config import ConfigError, StreamConfig, TrainConfig, load_config
 from dhpe_fast.data.errors import DatasetError
-from dhpe_fast.data.synthetic import read_recipe
+from dhpe_fast.data.recipe import read_recipe
 from dhpe_fast.train.checkpoint import LAST
 from dhpe_fast.train.loop import load_model
 from dhpe_fast.train.run_facts import read_facts

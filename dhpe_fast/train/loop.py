@@ -21,7 +21,8 @@ from dhpe_fast.config import ConfigError, TrainConfig, load_config
 from dhpe_fast.data import EpochSampler, HandBatch, HandCrops, apply_colour, make_loader, open_dataset
 from dhpe_fast.data.backgrounds import background_files
 from dhpe_fast.data.errors import DatasetError
-from dhpe_fast.data.synthetic import read_recipe, write_synthetic
+from dhpe_fast.data.recipe import differences, read_recipe
+from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand import HandModel
 from dhpe_fast.nets import DHPE
 from dhpe_fast.train.checkpoint import (
@@ -374,9 +375,9 @@ def _check_drawn(root: Path, wanted: dict[str, Any]) -> None:
         drawn = read_recipe(root)
     except DatasetError as error:
         raise ConfigError(f"data.synthesize: {root} is there and was not drawn for this run: {error}") from None
-    other = [key for key in {**wanted, **drawn} if drawn.get(key) != wanted.get(key)]
-    if other:
-        faults = ", ".join(f"{key}: {drawn.get(key)!r} instead of {wanted.get(key)!r}" for key in other)
+    faults = differences(drawn, wanted)
+    if faults:
         raise ConfigError(
-            f"data.synthesize: the data set in {root} was drawn with {faults}; choose another root, or remove it"
+            f"data.synthesize: the data set in {root} was drawn with {faults}; choose another root, or remove it to "
+            "have it drawn anew"
         )
