@@ -7,7 +7,10 @@
     python bench/accuracy.py failures                                   # after `generated`: its worst hands, a sheet
 
 Figures go to bench/results/accuracy_*.json, pictures beside them. They are errors, no times: the load of the machine
-does not change them, the commit does. `--run` measures the networks of a training run instead of those of the package.
+does not change them, the commit does. Test hands are drawn once, into runs/bench-accuracy, from a seed of their own
+(``accuracy_hands.TEST_SEED``): training and validation never see them. `--data` is the set of training hands, for the
+mean skeleton and the ablations; without it that of the configuration. `--run` measures the networks of a training run
+instead of those of the package.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--run", type=Path, help="folder of a training run; the shipped networks without it")
     shared.add_argument("--config", default="dhpe", help="of the shipped networks, for their data and Eq. 11")
-    shared.add_argument("--data", type=Path, help="generated hands; the configuration's, or drawn anew, without it")
+    shared.add_argument("--data", type=Path, help="drawn set of training hands; the configuration's without it")
     shared.add_argument("--threads", type=int, default=torch.get_num_threads())
     kinds = parser.add_subparsers(dest="what", required=True)
 
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     ablations.add_argument("--steps-per-variant", type=int, default=2000)
     ablations.add_argument("--variants", nargs="+", help="some of them; `full` is always among them")
     ablations.add_argument("--training-hands", type=int, help="train on the first so many, for more epochs in a budget")
-    ablations.add_argument("--folder", type=Path, help="where the runs go; runs/bench-accuracy without it")
+    ablations.add_argument("--folder", type=Path, help="where the runs go; runs/bench-accuracy/ablations without it")
     ablations.add_argument("--hands", type=int, default=1000, help="test hands")
     ablations.add_argument("--refined", type=int, default=300, help="how many of them Eq. 11 refines")
     ablations.add_argument("--set", dest="changes", action="append", default=[], help="section.key=value, of all")

@@ -20,16 +20,18 @@ from accuracy_hands import (
     batches_of,
     crops_of,
     data_facts,
-    drawn_hands,
     first_training_hands,
     half_width,
+    hands_to_test,
     held_out_hands,
+    own_hands,
     plot_path,
 )
 from common import DEVICE, run_facts, write_result
 
 from dhpe_fast.config import TrainConfig, load_config
 from dhpe_fast.data import HandCrops, open_dataset
+from dhpe_fast.data.recipe import read_recipe
 from dhpe_fast.metrics import pck_curve
 from dhpe_fast.plots import Curve, pck_plot, progress_plot
 from dhpe_fast.refinement import Refiner
@@ -52,6 +54,8 @@ SHOWN = ("epe_mm", "pa_mpjpe_mm", "auc_zb2017_20_50", "joints2d_px", "iou")
 
 def ablations(arguments: Namespace) -> None:
     """Trains what is not trained yet, prints the table, writes bench/results/accuracy_ablations.json and its plots."""
+    plan = load_config(arguments.config, arguments.changes).data.synthesize
+    test_root = hands_to_test(plan)
     folder = WORK / "ablations" if arguments.folder is None else arguments.folder
     rows, sets, errors, logs = [], {}, {}, {}
     for name, overrides in wanted(arguments.variants).items():
@@ -59,8 +63,7 @@ def ablations(arguments: Namespace) -> None:
         run = folder / name.replace(" ", "-")
         train(config, run, resume="auto", device=DEVICE)
         _, model = load_model(run, LAST)
-        root = config.data.validation[0].root
-        hands = held_out_hands(root, arguments.hands)
+        hands = held_out_hands(test_root, arguments.hands)
         sets[name] = measure(Tested(name, config, model.eval()), crops_of(hands, config), arguments.refined)
         errors[name] = {stage: distances_mm(own, HOW).nanmean(-1).numpy() for stage, own in sets[name].items()}
         logs[name] = read_log(run, "validation")
@@ -76,7 +79,8 @@ def ablations(arguments: Namespace) -> None:
         )
         print(as_text(rows[-1]))
     _plot(arguments.name, sets, logs)
-    facts = {"run": run_facts(), "data": data_facts(root, hands), "config": arguments.config}
+    facts = {"run": run_facts(), "data": data_facts(test_root, hands), "config": arguments.config}
+    facts["trained_on"] = read_recipe(config.data.train[0].root)
     gain = difference(errors[FULL][NETWORKS][: len(errors[FULL][REFINED])], errors[FULL][REFINED])
     print(f"-> {write_result(arguments.name, {**facts, 'refinement_gain': gain, 'rows': rows})}")
 
@@ -111,7 +115,7 @@ def variant(arguments: Namespace, overrides: tuple[str, ...]) -> TrainConfig:
     if arguments.pose2d is not None:
         changes += [f"start.pose2d={arguments.pose2d}", "loss.heatmap=0"]
     config = load_config(arguments.config, [*changes, *overrides])
-    root = drawn_hands(config.data.synthesize, arguments.data)
+    root = own_hands(config.data.synthesize, arguments.data)
     if arguments.training_hands is not None:
         root = first_training_hands(root, arguments.training_hands)
     for part, split in SPLITS.items():

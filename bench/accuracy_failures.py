@@ -19,8 +19,8 @@ from accuracy_hands import (
     Tested,
     crops_of,
     data_facts,
-    drawn_hands,
     half_width,
+    hands_to_test,
     held_out_hands,
     kinds_of,
     plot_path,
@@ -47,12 +47,12 @@ def failures(arguments: Namespace) -> None:
         raise SystemExit(f"failures: there is no {kept}; run `python bench/accuracy.py generated` first")
     columns = np.load(kept)
     networks = tested(arguments.run, arguments.config)
-    root = drawn_hands(networks.config.data.synthesize, arguments.data)
+    root = hands_to_test(networks.config.data.synthesize)
     errors_mm = columns["fit_epe_mm"]
     hands = held_out_hands(root, len(errors_mm))
     crops = crops_of(hands, networks.config)
     facts = data_facts(root, hands)
-    if (str(columns["networks"]), str(columns["joints_sha256"])) != (networks.name, facts["joints_sha256"]):
+    if (str(columns["networks"]), str(columns["sha256"])) != (networks.name, facts["sha256"]):
         raise SystemExit(
             f"failures: {kept} is of other networks or hands; run `python bench/accuracy.py generated` anew"
         )

@@ -13,11 +13,12 @@ from accuracy_hands import (
     batches_of,
     crops_of,
     data_facts,
-    drawn_hands,
     fit_in_crop,
     half_width,
+    hands_to_test,
     held_out_hands,
     keep,
+    own_hands,
     plot_path,
     tested,
     whole_crop,
@@ -57,10 +58,11 @@ LIMITS_MM = np.linspace(0, 50, 101)
 def generated(arguments: Namespace) -> None:
     """Measures, prints the table, writes bench/results/accuracy_generated.json and its PCK curves."""
     networks = tested(arguments.run, arguments.config)
-    root = drawn_hands(networks.config.data.synthesize, arguments.data)
+    plan = networks.config.data.synthesize
+    root = hands_to_test(plan)
     hands = held_out_hands(root, arguments.hands)
     crops = crops_of(hands, networks.config)
-    rows = measure(networks, crops, _mean_skeleton(root, networks), arguments.refined)
+    rows = measure(networks, crops, _mean_skeleton(own_hands(plan, arguments.data), networks), arguments.refined)
     whole = None
     if arguments.end_to_end and pretrained.available("locator") and pretrained.available("dhpe"):
         whole = measure_whole(root, crops, min(arguments.end_to_end, len(hands)))
@@ -82,7 +84,7 @@ def generated(arguments: Namespace) -> None:
         },
         "end_to_end": None if whole is None else whole.summary(),
     }
-    _keep(rows, whole, networks.name, result["data"]["joints_sha256"])
+    _keep(rows, whole, networks.name, result["data"]["sha256"])
     pck = plot_path(f"{arguments.name}_pck")
     curves = [
         Curve(name, LIMITS_MM, pck_curve(distances_mm(found, HOW), LIMITS_MM))
@@ -226,9 +228,9 @@ def _mean_skeleton(root: Path, networks: Tested) -> Tensor:
     return torch.from_numpy(np.nanmean(skeletons, axis=0)).float()[None]
 
 
-def _keep(rows: dict[str, Measured], whole: WholePictures | None, networks: str, joints_sha256: str) -> None:
+def _keep(rows: dict[str, Measured], whole: WholePictures | None, networks: str, sha256: str) -> None:
     """Leaves to ``failures`` how far each hand is off, of which networks and hands."""
-    columns = {"networks": np.array(networks), "joints_sha256": np.array(joints_sha256)}
+    columns = {"networks": np.array(networks), "sha256": np.array(sha256)}
     columns |= {"fit_epe_mm": distances_mm(rows[FIT], HOW).nanmean(-1).numpy()}
     if whole is not None:
         columns["whole_epe_mm"] = distances_mm(whole.found, HOW).nanmean(-1).numpy()

@@ -1,4 +1,8 @@
-"""What accuracy is measured on, and of: held-out generated hands, drawn anew where they are absent, and networks."""
+"""What accuracy is measured on, and of: generated hands of a seed of their own, drawn where they are absent; networks.
+
+Test hands are drawn as the training hands of the networks are, but from ``TEST_SEED``: on the evaluation split of the
+networks' own set training has validated.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +26,26 @@ from dhpe_fast import pretrained
 from dhpe_fast.atomic_write import write_whole
 from dhpe_fast.config import ConfigError, Synthesis, TrainConfig, load_config
 from dhpe_fast.conventions import MIDDLE_MCP
-from dhpe_fast.data import Dataset, HandBatch, HandCrops, Sample, apply_colour, make_loader, open_dataset
+from dhpe_fast.data import Dataset, DatasetError, HandBatch, HandCrops, Sample, apply_colour, make_loader, open_dataset
 from dhpe_fast.data.files import RECIPE_FILE
 from dhpe_fast.data.joint0 import with_joint0
 from dhpe_fast.data.normalize import Square
-from dhpe_fast.data.synthetic import read_recipe, write_synthetic
+from dhpe_fast.data.recipe import differences, read_recipe
+from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.nets import DHPE
 from dhpe_fast.train import LAST, load_model
 
 WORK = Path("runs/bench-accuracy")
 """Where hands that are drawn anew, trainings and what one command leaves to the next go."""
+TEST_SEED = 20_000
+"""Of all test hands. Nothing is trained or validated on a set of this seed, and no threshold is chosen on one."""
+N_TEST = 2000
+"""Test hands that are drawn."""
 N_TRAINING = 200
-"""Training hands that are drawn beside the test hands, for the mean skeleton alone."""
+"""Training hands, and as many of the evaluation split, that are drawn where the networks' own set is not there."""
+CHECKED_PICTURES = 20
+"""So many of the test pictures are in the checksum: labels say nothing of how a hand is drawn."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +69,54 @@ def tested(run: Path | None, config: str) -> Tested:
     own, model = load_config(config), pretrained.dhpe()
     if asdict(own.model) != model.spec():
         raise ConfigError(f"config: {config} has other networks than those of the package, {model.spec()}")
-    return Tested("dhpe_fast/weights/dhpe.pt", own, model)
+    checksum = pretrained.shipped.manifest()["dhpe.pt"]["sha256"]
+    return Tested(f"dhpe_fast/weights/dhpe.pt, SHA-256 {checksum[:12]}", own, model)
 
 
-def drawn_hands(plan: Synthesis, root: Path | None = None) -> Path:
-    """The folder of the run's generated hands; where it is not there, one with the same test hands is drawn.
+def hands_to_test(plan: Synthesis) -> Path:
+    """The folder of the test hands, drawn by a plan, but from ``TEST_SEED``; they are drawn if they are not there.
 
-    A picture depends on the recipe's seed, its split and its number only: test hands are the same whatever the number
-    of training hands beside them.
+    Raises:
+        SystemExit: if what is there was drawn otherwise, or the plan has the test hands' seed.
+    """
+    if plan.seed == TEST_SEED:
+        raise SystemExit(f"data.synthesize.seed: {TEST_SEED} is that of the test hands; nothing is trained on them")
+    own = replace_plan(plan, seed=TEST_SEED, n_training=0, n_evaluation=N_TEST)
+    folder = WORK / f"test-hands-{plan.size_px}px-seed{TEST_SEED}"
+    draw(folder, own)
+    return folder
+
+
+def own_hands(plan: Synthesis, root: Path | None = None) -> Path:
+    """The folder of the set that networks are trained and validated on; a small one where there is none.
+
+    Args:
+        plan: by which it is to have been drawn, whatever the number of its pictures.
+        root: of a set that is there; None is the plan's.
+
+    Raises:
+        SystemExit: if it was drawn otherwise.
     """
     folder = plan.root if root is None else root
-    if (folder / RECIPE_FILE).is_file():
+    if root is not None or (folder / RECIPE_FILE).is_file():
+        check_drawn(folder, plan, but=("n_training", "n_evaluation"))
         return folder
+    few = {name: min(N_TRAINING, getattr(plan, name)) for name in ("n_training", "n_evaluation")}
     folder = WORK / f"hands-{plan.size_px}px-seed{plan.seed}"
-    if not (folder / RECIPE_FILE).is_file():
-        write_hands(folder, replace_plan(plan, n_training=min(N_TRAINING, plan.n_training)))
+    draw(folder, replace_plan(plan, **few))
     return folder
 
 
 def first_training_hands(root: Path, count: int) -> Path:
-    """A set of the first so many training hands of a drawn one and all of its test hands; files stay where they are."""
+    """A set of the first so many training hands of a drawn one and all of its test hands; files stay where they are.
+
+    Raises:
+        SystemExit: if there is one of another set already.
+    """
     folder = WORK / f"{root.name}-first-{count}"
+    recipe = read_recipe(root) | {"n_training": count}
     if (folder / RECIPE_FILE).is_file():
+        _refuse(folder, differences(read_recipe(folder), recipe))
         return folder
     labels = "anno_training.pickle"
     (folder / "training").mkdir(parents=True, exist_ok=True)
@@ -90,22 +127,46 @@ def first_training_hands(root: Path, count: int) -> Path:
         (folder / part).parent.mkdir(exist_ok=True)
         if not (folder / part).exists():
             (folder / part).symlink_to((root / part).resolve())
-    write_whole(folder / RECIPE_FILE, (json.dumps(read_recipe(root) | {"n_training": count}) + "\n").encode())
+    write_whole(folder / RECIPE_FILE, (json.dumps(recipe) + "\n").encode())
     return folder
+
+
+def draw(folder: Path, plan: Synthesis, **more: Any) -> None:
+    """Draws a set by a plan, unless it is there; `more` are further arguments of ``write_synthetic``.
+
+    Raises:
+        SystemExit: if what is there was drawn otherwise.
+    """
+    if (folder / RECIPE_FILE).is_file():
+        check_drawn(folder, plan, **more)
+        return
+    total = plan.n_training + plan.n_evaluation
+    print(f"drawing {total} hands into {folder}", file=sys.stderr, flush=True)
+    with tqdm(total=total, disable=None) as bar:
+        write_synthetic(folder, **_arguments(plan), **more, on_image=bar.update)
+
+
+def check_drawn(folder: Path, plan: Synthesis, *, but: Sequence[str] = (), **more: Any) -> None:
+    """Refuses a set that another plan, or another version of the generator, has drawn; the keys `but` may differ."""
+    try:
+        recipe = read_recipe(folder)
+    except DatasetError as error:
+        raise SystemExit(f"{folder}: is no drawn set: {error}") from None
+    _refuse(folder, differences(recipe, _arguments(plan) | more, but=but))
+
+
+def _arguments(plan: Synthesis) -> dict[str, Any]:
+    return plan.model_dump(exclude={"root"}, mode="json")
+
+
+def _refuse(folder: Path, faults: str) -> None:
+    if faults:
+        raise SystemExit(f"{folder}: was drawn with {faults}; remove it to have it drawn anew, or give another one")
 
 
 def replace_plan(plan: Synthesis, **changes: Any) -> Synthesis:
     """The plan with other values."""
     return plan.model_copy(update=changes)
-
-
-def write_hands(folder: Path, plan: Synthesis, **more: Any) -> None:
-    """Draws a set by a plan; `more` are further arguments of ``write_synthetic``."""
-    total = plan.n_training + plan.n_evaluation
-    print(f"drawing {total} hands into {folder}", file=sys.stderr, flush=True)
-    arguments = plan.model_dump(exclude={"root"}, mode="json") | more
-    with tqdm(total=total, disable=None) as bar:
-        write_synthetic(folder, **arguments, on_image=bar.update)
 
 
 def held_out_hands(root: Path, count: int | None = None, **options: Any) -> Dataset:
@@ -130,12 +191,12 @@ def batches_of(crops: HandCrops, batch_size: int = 50, workers: int = 0) -> Iter
 
 
 def data_facts(root: Path, hands: Dataset) -> dict[str, Any]:
-    """Which hands, for a result file: how they were drawn, and a checksum, as the generator may change."""
-    recipe = read_recipe(root)
-    wanted = {key: value for key, value in recipe.items() if key != "n_training"}
-    labels = np.ascontiguousarray(hands.labels.joints_m.astype("<f4"))
-    checksum = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
-    return {"recipe": wanted, "split": hands.split, "hands": len(hands), "joints_sha256": checksum}
+    """Which hands, for a result file: how they were drawn, and a checksum of all labels and the first pictures."""
+    wanted = {key: value for key, value in read_recipe(root).items() if key != "n_training"}
+    checksum = hashlib.sha256(np.ascontiguousarray(hands.labels.joints_m.astype("<f4")).tobytes())
+    for index in range(min(CHECKED_PICTURES, len(hands))):
+        checksum.update(np.ascontiguousarray(hands[index].read_image()).tobytes())
+    return {"recipe": wanted, "split": hands.split, "hands": len(hands), "sha256": checksum.hexdigest()[:16]}
 
 
 # ---- Fits beside labels ----------------------------------------------------------------------------------------------

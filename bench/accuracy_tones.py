@@ -22,21 +22,21 @@ from accuracy_generated import (
     of_params,
 )
 from accuracy_hands import (
+    TEST_SEED,
     WORK,
     Tested,
     batches_of,
     crops_of,
+    draw,
     half_width,
     held_out_hands,
     replace_plan,
     tested,
-    write_hands,
 )
 from common import run_facts, write_result
 
 from dhpe_fast.config import Synthesis
 from dhpe_fast.data import Dataset
-from dhpe_fast.data.files import RECIPE_FILE
 from dhpe_fast.data.pictures import SKIN_TONES
 from dhpe_fast.scores import Measured, distances_mm, distances_px
 
@@ -52,15 +52,15 @@ def tones(arguments: Namespace) -> None:
     rows = [row(tone, found, by_tone) for tone, found in zip(TONES, by_tone, strict=True)]
     for own in rows:
         print("  ".join(f"{key} {value:.3f}" for key, value in own.items() if value is not None))
-    facts = {"run": run_facts(), "networks": networks.name, "hands": arguments.hands, "skin_tones": SKIN_TONES}
+    facts = {"run": run_facts(), "networks": networks.name, "hands": arguments.hands, "seed": TEST_SEED}
+    facts |= {"skin_tones": SKIN_TONES}
     print(f"-> {write_result(arguments.name, {**facts, 'rows': rows})}")
 
 
 def drawn(plan: Synthesis, count: int, tone: float) -> Dataset:
-    """The first test scenes of the recipe, everybody in them of one tone; drawn if they are not there."""
-    folder = WORK / f"tones-{plan.size_px}px-seed{plan.seed}-{count}" / f"{tone:.1f}"
-    if not (folder / RECIPE_FILE).is_file():
-        write_hands(folder, replace_plan(plan, n_training=0, n_evaluation=count), tone=tone)
+    """The first test scenes, everybody in them of one tone; drawn if they are not there."""
+    folder = WORK / f"tones-{plan.size_px}px-seed{TEST_SEED}-{count}" / f"{tone:.1f}"
+    draw(folder, replace_plan(plan, seed=TEST_SEED, n_training=0, n_evaluation=count), tone=tone)
     return held_out_hands(folder)
 
 

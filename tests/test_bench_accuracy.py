@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from accuracy_whole import FOUND, WholePictures, best_fit
 import dhpe_fast
 from dhpe_fast.config import ConfigError, load_config
 from dhpe_fast.conventions import MIDDLE_MCP
-from dhpe_fast.data import backgrounds, open_dataset, render_hands
+from dhpe_fast.data import backgrounds, open_dataset, recipe, render_hands
 from dhpe_fast.data.normalize import Square
 from dhpe_fast.data.synthetic import write_synthetic
 from dhpe_fast.evidence.networks import Seen
@@ -132,6 +133,9 @@ def test_differences_are_hand_by_hand():
     assert found["half_width_mm"] == pytest.approx(1.96 / np.sqrt(3))
 
 
+AS_DRAWN = ["data.synthesize.size_px=64", "data.synthesize.max_angle_deg=180", "data.synthesize.seed=1"]
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn") / "hands"
@@ -223,7 +227,7 @@ def budget(drawn, tmp_path, monkeypatch):
     """40 steps on four of the training hands."""
     monkeypatch.setattr(accuracy_hands, "WORK", tmp_path)
     return Namespace(
-        config="tiny", changes=[], pose2d="runs/pose2d", data=drawn, steps_per_variant=40, training_hands=4
+        config="tiny", changes=AS_DRAWN, pose2d="runs/pose2d", data=drawn, steps_per_variant=40, training_hands=4
     )
 
 
@@ -249,6 +253,41 @@ def test_variants_have_about_the_same_steps():
     alone = load_config("tiny", ["optimisation.batch_size=10", "self_supervision.instances_per_seed=0"])
     assert accuracy_ablations.steps_of(4, 100, alone) == 40
     assert accuracy_ablations.epochs_for(65, 100, alone) in (6, 7)
+
+
+def test_hands_to_test_are_of_a_seed_of_their_own_and_drawn_once(tmp_path, monkeypatch):
+    """What is there is taken if it was drawn by the same arguments and generator alone."""
+    monkeypatch.setattr(accuracy_hands, "WORK", tmp_path)
+    monkeypatch.setattr(accuracy_hands, "N_TEST", 2)
+    plan = load_config("tiny", AS_DRAWN).data.synthesize
+    root = accuracy_hands.hands_to_test(plan)
+    held_out = accuracy_hands.held_out_hands(root)
+    assert (len(held_out), plan.seed) == (2, 1)
+    facts = accuracy_hands.data_facts(root, held_out)
+    assert facts["recipe"]["seed"] == accuracy_hands.TEST_SEED
+    before = (root / "recipe.json").stat().st_mtime_ns
+    assert accuracy_hands.hands_to_test(plan) == root
+    assert (root / "recipe.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match=r"was drawn with max_angle_deg: 180\.0 instead of 90\.0; remove it"):
+        accuracy_hands.hands_to_test(replace_plan(plan, max_angle_deg=90.0))
+    with pytest.raises(SystemExit, match="is that of the test hands; nothing is trained on them"):
+        accuracy_hands.hands_to_test(replace_plan(plan, seed=accuracy_hands.TEST_SEED))
+    picture = root / "evaluation" / "color" / "00001.png"
+    picture.write_bytes((root / "evaluation" / "color" / "00000.png").read_bytes())
+    assert accuracy_hands.data_facts(root, held_out)["sha256"] != facts["sha256"], "labels alone are the same"
+
+
+def test_own_hands_have_to_be_drawn_as_the_plan_says_whatever_their_number(drawn, monkeypatch):
+    plan = load_config("tiny", AS_DRAWN).data.synthesize
+    assert plan.n_training != 6
+    assert accuracy_hands.own_hands(plan, drawn) == accuracy_hands.own_hands(replace_plan(plan, root=drawn)) == drawn
+    with pytest.raises(SystemExit, match="was drawn with seed: 1 instead of 2; remove it"):
+        accuracy_hands.own_hands(replace_plan(plan, seed=2), drawn)
+    with pytest.raises(SystemExit, match=r"is no drawn set: .*recipe\.json: no such file"):
+        accuracy_hands.own_hands(plan, drawn / "training")
+    monkeypatch.setattr(recipe, "GENERATOR_VERSION", 99)
+    with pytest.raises(SystemExit, match=r"generator_version: \d instead of 99"):
+        accuracy_hands.own_hands(plan, drawn)
 
 
 def test_a_smaller_training_set_is_the_first_part_of_the_whole(budget, drawn):
@@ -316,6 +355,13 @@ def test_a_plan_is_changed_in_a_copy():
     plan = load_config("tiny").data.synthesize
     assert replace_plan(plan, n_training=3).n_training == 3
     assert plan.n_training == 2000
+
+
+def test_networks_of_the_package_are_named_by_their_checksum(monkeypatch):
+    config = load_config("tiny")
+    monkeypatch.setattr(accuracy_hands.pretrained, "dhpe", lambda: SimpleNamespace(spec=lambda: asdict(config.model)))
+    checksum = hashlib.sha256((Path(dhpe_fast.__file__).parent / "weights" / "dhpe.pt").read_bytes()).hexdigest()
+    assert accuracy_hands.tested(None, "tiny").name == f"dhpe_fast/weights/dhpe.pt, SHA-256 {checksum[:12]}"
 
 
 def test_networks_of_another_configuration_are_refused(monkeypatch):
