@@ -1,4 +1,4 @@
-"""Annotated photographs: what each evidence source sees in them, and what the fit makes of it.
+"""Annotated photographs, and renderings of RHD: what each evidence source sees in them, and what the fit makes of it.
 
 The folder has ``annotations.json``: ``images``, each with ``file``, ``keypoints`` (21 of x, y, visible in pixels, STD
 order) and, for a left hand, ``hand``. Errors are mean distances to the annotated joints, in percent of the longer side

@@ -20,6 +20,30 @@ SCORES = {
     "recall": "mask, recall",
     "f1": "mask, F1",
 }
+KEPT = {
+    "epe_mm": "joints, root aligned, mean error, mm",
+    "joints2d_px": "2D joints, px of a 224 crop",
+    "heatmap_px": "2D joints of f_J2D, px of a 224 crop",
+    "iou": "mask, IoU",
+    "below_tau": "share of hands within the gate of Eq. 10",
+    "average_precision": "average precision",
+    "threshold": "threshold of the score",
+    "precision": "precision there",
+    "recall": "recall there",
+    "side_accuracy": "share of the hands found whose side is right",
+    "false_alarms": "boxes in a picture without hands",
+}
+"""What the scores are that a run keeps of its validation, and the manifest of the run."""
+KEPT_OF_NOISE = {
+    "epe_mm": "joints, root aligned, mm, median of the likeliest hypotheses",
+    "best_epe_mm": "joints, root aligned, mm, median of the nearest hypotheses",
+    "pa_mpjpe_mm": "joints, Procrustes aligned, mm, median of the likeliest hypotheses",
+    "best_pa_mpjpe_mm": "joints, Procrustes aligned, mm, median of the nearest hypotheses",
+    "noise": "what it takes for the noise",
+}
+"""Of those that are measured at several levels of noise: their keys end with ``_noise`` and percent of the crop."""
+RENDERED = "rhd_"
+"""Pictures whose names begin so are renderings, of the Rendered Handpose Dataset."""
 STAGES = {"networks": "without testing refinement", "refined": "with it"}
 SHEETS = {
     "worst": "Of every hundred test hands, the one that the fit misses most: true joints left, fit right",
@@ -49,7 +73,7 @@ def figure_rows() -> list[tuple[str, str, str]]:
         for source in dict.fromkeys(row["source"] for row in result["rows"]):
             own = [row for row in result["rows"] if row["source"] == source]
             errors = ", ".join(_photo_cell(row) for row in own)
-            what = f"{plural(len(own), 'photograph')}, {source}: 2D error of the fit, by the hand's box"
+            what = f"{_pictures(own)}, {source}: 2D error of the fit, by the hand's box"
             rows.append((what, errors, _command("photographs", result)))
     return rows
 
@@ -96,7 +120,7 @@ def accuracy_table() -> str:
     seen = result["joints2d"]
     mean, median = f"{seen['mean_px']:.1f} ± {seen['half_width_px']:.1f} px", f"{seen['median_px']:.1f} px"
     joints2d = f" The 2D joints of f_J2D are off by {mean} of a 224 crop, half of them by less than {median}."
-    text = f"{recipe}{joints2d}{_end_to_end(result)}"
+    text = f"{recipe}{_test_hands(result)}{joints2d}{_end_to_end(result)}"
     return f"{markdown(head, *cells, missing)}\n\n{text}{_picture('accuracy_generated_pck')}"
 
 
@@ -148,7 +172,7 @@ def photographs_table() -> str:
     result = read("accuracy_photographs")
     if result is None:
         return _not_measured("photographs")
-    head = ("source", "photograph", "found", "2D joints of the source, % of the box", "fit, %", "side", "hands in all")
+    head = ("source", "picture", "found", "2D joints of the source, % of the box", "fit, %", "side", "hands in all")
     rows = []
     for row in result["rows"]:
         known = row["found"] != "none"
@@ -258,8 +282,42 @@ def _recipe(recipe: Any) -> str:
 
 
 def _figures(accuracy: dict[str, Any]) -> str:
-    figures = ((name, f"{value:.3g}" if isinstance(value, float) else str(value)) for name, value in accuracy.items())
-    return ", ".join(f"{name} {value}" for name, value in figures)
+    """Scores in words; a key that is not known stands for itself, and what could not be measured is left out."""
+    figures: dict[str, dict[str, str]] = {}
+    for key, value in accuracy.items():
+        name, _, percent = key.partition("_noise")
+        if value is not None:
+            text = f"{value:.3g}" if isinstance(value, float) else str(value)
+            figures.setdefault((KEPT_OF_NOISE if percent else KEPT).get(name, name), {})[percent] = text
+    parts = []
+    for name, found in figures.items():
+        levels = [percent for percent in found if percent]
+        at = f" with noise of {', '.join(levels)} % of the crop" if levels else ""
+        parts.append(f"{name}{at}: {', '.join(found.values())}")
+    return "; ".join(parts)
+
+
+def _pictures(rows: list[Row]) -> str:
+    """3 photographs and 1 rendering."""
+    rendered = sum(row["photograph"].startswith(RENDERED) for row in rows)
+    kinds = ((len(rows) - rendered, "photograph"), (rendered, "rendering"))
+    return " and ".join(plural(count, kind) for count, kind in kinds if count)
+
+
+def _test_hands(result: Result) -> str:
+    """Where test hands come from, by the seeds of what was drawn for them and for the networks."""
+    if not MANIFEST.is_file():
+        return ""
+    seed = result["data"]["recipe"]["seed"]
+    runs = _lineage(json.loads(MANIFEST.read_text())["dhpe.pt"])
+    theirs = {run["recipe"]["seed"] for run in runs if "seed" in run["recipe"]}
+    if seed in theirs:
+        return f" These hands, of seed {seed}, are those on which the networks were validated while they were trained."
+    seeds = ", ".join(map(str, sorted(theirs)))
+    return (
+        f" Test hands come from seed {seed}, those of training and validation from seed {seeds}: from the same "
+        "generator, and the same few background photographs."
+    )
 
 
 def _picture(name: str, alt: str = "Share of joints within an error, of each answer") -> str:

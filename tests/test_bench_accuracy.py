@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -403,7 +404,8 @@ def test_a_mean_over_hands_without_an_answer_is_left_out(shown):
     assert "| fit, 2,000 hands | fit, end to end, 500 hands |" in table
     assert "| joints, root aligned, mean error, mm | 12.3 ± 0.6 |  |" in table
     assert "| AUC, 20 to 50 mm | 0.900 ± 0.012 | 0.900 ± 0.012 |" in table
-    assert "seed 0, size_px 192; dhpe.pt; commit abc1234. The 2D joints of f_J2D are off by 6.0 ± 0.2 px of" in table
+    assert "seed 0, size_px 192; dhpe.pt; commit abc1234. These hands, of seed 0, are those" in table
+    assert " The 2D joints of f_J2D are off by 6.0 ± 0.2 px of" in table
     assert "less than 3.1 px. End to end, 500 pictures: the labelled hand is" in table
     assert "97.0 % (these are off by 14.3 mm, 7.8 px of a 224 crop; their side is right in 90.0 %); 0.050 fits" in table
     figures = readme_accuracy.figure_rows()
@@ -437,13 +439,38 @@ def test_photographs_that_show_nothing_are_said(shown):
         "run": RUN,
         "rows": [
             {"source": "own", "photograph": "a", "hands": 2, **found},
-            {"source": "own", "photograph": "b", "hands": 0, "found": "none"},
+            {"source": "own", "photograph": "rhd_00111", "hands": 0, "found": "none"},
         ],
     }
     table = readme_accuracy.photographs_table()
     assert "| own | a | the hand | 6.0 | 7.3 | left, wrong | 2 |" in table
-    assert "| own | b | none |  |  |  | 0 |" in table
-    assert readme_accuracy.figure_rows()[0][1] == "7.3 % (other side), none"
+    assert "| own | rhd_00111 | none |  |  |  | 0 |" in table
+    (what, figure, _), *_ = readme_accuracy.figure_rows()
+    assert what.startswith("1 photograph and 1 rendering, own: 2D error")
+    assert figure == "7.3 % (other side), none"
+
+
+def test_scores_that_a_run_keeps_are_said_in_words():
+    kept = {"epe_mm": None, "heatmap_px": 15.83, "pa_mpjpe_mm_noise0": 3.241, "best_pa_mpjpe_mm_noise0": 3.0}
+    parts = readme_accuracy._figures(kept | {"pa_mpjpe_mm_noise2": 5.0, "my own measure": 2}).split("; ")
+    assert parts == [
+        "2D joints of f_J2D, px of a 224 crop: 15.8",
+        "joints, Procrustes aligned, mm, median of the likeliest hypotheses with noise of 0, 2 % of the crop: 3.24, 5",
+        "joints, Procrustes aligned, mm, median of the nearest hypotheses with noise of 0 % of the crop: 3",
+        "my own measure: 2",
+    ]
+
+
+def test_where_test_hands_come_from_is_said_by_the_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme_accuracy, "MANIFEST", tmp_path / "manifest.json")
+    runs = {"recipe": {"seed": 1}, "starts_from": {"recipe": {"seed": 0}}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"dhpe.pt": runs}))
+
+    def said(seed):
+        return readme_accuracy._test_hands({"data": {"recipe": {"seed": seed}}})
+
+    assert "seed 7, those of training and validation from seed 0, 1: from the same generator" in said(7)
+    assert "seed 0, are those on which the networks were validated" in said(0)
 
 
 def test_the_card_has_the_terms_of_every_photograph_behind_the_hands():
