@@ -39,7 +39,7 @@ from dhpe_fast.torch_settings import plain_torch
 
 MOST_NOISE = 0.1
 """Joints are never thought to be worse than this standard deviation, crop units."""
-SEEN_SILHOUETTE = 250.0
+SEEN_SILHOUETTE = 100.0
 """Weight (``Weights.silhouette``) of a silhouette that an evidence source sees; a caller's is believed more."""
 TOLERANCE = 1e-5
 """The final refinement has converged when its steps lower the energy by less than this fraction."""
