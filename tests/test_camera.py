@@ -143,6 +143,38 @@ def test_shrinking_averages_and_does_not_alias() -> None:
     np.testing.assert_allclose(crop, 0.5, atol=0.05)
 
 
+@pytest.mark.parametrize("center_px", [(90.3, 60.7), (2.6, 1.1), (179.0, 119.5), (-300.0, 40.0), (90.0, 700.0)])
+@pytest.mark.parametrize(("size_px", "size"), [(30.5, 64), (100.0, 16), (900.0, 40)])
+@pytest.mark.parametrize("nearest", [False, True])
+def test_a_crop_is_that_of_the_whole_image(center_px, size_px: float, size: int, nearest: bool) -> None:
+    """Inside of it, across its borders and beyond: what is cut off first is not missed."""
+    image = np.random.default_rng(0).integers(0, 255, (120, 180, 3)).astype(np.uint8)
+    box = CropBox(center_px, size_px)
+    samples = 1 if nearest else min(max(math.ceil(size_px / size), 1), 16)
+    step, (left, top) = size_px / (size * samples), box.top_left_px
+    affine = np.array([[step, 0, left + 0.5 * step - 0.5], [0, step, top + 0.5 * step - 0.5]])
+    flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+    whole = cv2.warpAffine(image, affine, (size * samples,) * 2, flags=flags, borderValue=(77,) * 4)
+    whole = cv2.resize(whole, (size, size), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(box.crop_image(image, size=size, nearest=nearest, border=77), whole)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "bool"])
+def test_images_of_any_length_are_cropped(kind: str) -> None:
+    """OpenCV resamples none of more than 32,766 pixels a side."""
+    image = np.random.default_rng(0).integers(0, 2, (40, 40_000)).astype(kind)
+    crop = CropBox((39_990, 20), 32).crop_image(image, size=20, border=1)
+    np.testing.assert_array_equal(crop, CropBox((90, 20), 32).crop_image(image[:, -100:], size=20, border=1))
+    np.testing.assert_array_equal(CropBox((20, 39_990), 32).crop_image(image.T.copy(), size=20, border=1), crop.T)
+
+
+def test_a_crop_may_be_longer_than_what_is_resampled_at_once() -> None:
+    ramp = np.tile((np.arange(40_000) + 0.5).astype(np.float32), (8, 1))
+    crop = CropBox((20_000, 2), 40_000).crop_image(ramp, size=9, nearest=True, border=-1)
+    np.testing.assert_allclose(crop[4], 40_000 / 9 * (np.arange(9) + 0.5), atol=1)
+    assert (np.delete(crop, 4, axis=0) == -1).all()
+
+
 def test_masks_keep_their_labels() -> None:
     labels = np.random.default_rng(0).choice(np.array([0, 7, 33], np.uint8), (50, 50))
     assert set(np.unique(CropBox((25, 25), 30).crop_image(labels, size=13, nearest=True))) <= {0, 7, 33}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from dhpe_fast import pretrained
 from dhpe_fast.boxes import box_iou
 from dhpe_fast.data import render_hands
+from dhpe_fast.nets import locate as looks
 from dhpe_fast.nets.locate import locate, pyramid_sizes
 from dhpe_fast.nets.locator import REFERENCE_PX, STRIDE, LocatorMaps
 
@@ -83,6 +85,39 @@ def test_what_is_small_in_the_photograph_is_found_at_a_finer_level():
     image = photograph(720, 1280, (700, 300, 740, 330))  # 5 of 160 pixels, 20 of 640
     [hand] = locate(Flags(), image)
     assert hand.box_px == pytest.approx((700, 300, 740, 330), abs=1.5)
+
+
+def cut_of_the_whole(image: np.ndarray, corner_px: np.ndarray, side_px: float) -> np.ndarray:
+    """The closer look at a square, from the photograph as a whole."""
+    scale = 160 / side_px
+    if scale < 0.5:
+        size = tuple(round(2 * scale * side) for side in image.shape[1::-1])
+        corner_px, scale = corner_px * size / image.shape[1::-1], scale * np.array(image.shape[1::-1]) / size
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    linear = np.broadcast_to(scale, 2)
+    affine = np.column_stack([np.diag(linear), linear * (0.5 - corner_px) - 0.5])
+    return cv2.warpAffine(image, affine, (160, 160))
+
+
+@pytest.mark.parametrize("corner_px", [(210.3, 190.7), (-70.4, 33.3), (560.5, 480.2), (-400.0, -300.0), (2000.0, 90.0)])
+@pytest.mark.parametrize("side_px", [40.7, 250.0, 330.0, 700.0])
+def test_a_closer_look_is_that_at_the_whole_photograph(corner_px, side_px):
+    """Inside of it, across its borders and beyond; of noise where no pixels are averaged, of shapes where they are."""
+    image = np.random.default_rng(0).integers(0, 255, (600, 800, 3)).astype(np.float32)
+    if side_px > 320:
+        image = np.clip(128 + 15 * (cv2.GaussianBlur(image, (0, 0), 12) - 127), 0, 255)
+    image = image.astype(np.uint8)
+    found, expected = (of(image, np.array(corner_px), side_px) for of in (looks._cut, cut_of_the_whole))
+    assert found.shape == (160, 160, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert ((found == 0).all(2) == (expected == 0).all(2)).all()
+
+
+def test_photographs_of_any_length_are_looked_at():
+    """OpenCV resamples none of more than 32,766 pixels a side."""
+    image = photograph(1400, 33_000, (16_000, 200, 16_900, 1_100))
+    [hand] = locate(Flags(10), image)
+    assert hand.box_px == pytest.approx((16_000, 200, 16_900, 1_100), abs=30)
 
 
 def test_a_photograph_without_hands_has_none():

@@ -315,15 +315,9 @@ class CropBox:
         step = self.size_px / grid
         # Grid index j is at (j + 0.5) * step from the box's border, and source index i has its centre at i +
         # 0.5.
-        left, top = (corner + 0.5 * step - 0.5 for corner in self.top_left_px)
-        crop = cv2.warpAffine(
-            image.view(np.uint8) if is_mask else np.ascontiguousarray(image),
-            np.array([[step, 0, left], [0, step, top]]),
-            (grid, grid),
-            flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(border,) * 4,
-        )
+        columns, rows = (_Samples(corner + 0.5 * step - 0.5, step, grid) for corner in self.top_left_px)
+        method = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+        crop = _sampled(image.view(np.uint8) if is_mask else image, rows, columns, method, border)
         if samples > 1:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
         crop = crop.reshape(size, size, *image.shape[2:])
@@ -332,6 +326,46 @@ class CropBox:
 
 _IMAGE_TYPES = tuple(np.dtype(kind) for kind in ("uint8", "uint16", "float32", "float64", "bool"))
 _MAX_SAMPLES = 16
+_MAX_SIDE_PX = 32_766
+"""Of the images that OpenCV resamples."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Evenly spaced places along a side of an image; its pixel i is at i."""
+
+    first: float
+    step: float
+    count: int
+
+    def reached(self, side: int) -> slice:
+        """The pixels of the image that these are interpolated from, at least one; beyond it the border is."""
+        last = self.first + self.step * (self.count - 1)
+        start, stop = math.floor(self.first) - 1, math.ceil(last) + 2
+        return slice(min(max(start, 0), side - 1), max(min(stop, side), 1))
+
+    def halves(self) -> tuple[_Samples, _Samples]:
+        half = self.count // 2
+        return replace(self, count=half), replace(self, first=self.first + half * self.step, count=self.count - half)
+
+
+def _sampled(image: np.ndarray, rows: _Samples, columns: _Samples, method: int, border: float) -> np.ndarray:
+    """The image at these places, (rows, columns[, C]); only the window that they lie in is handed to OpenCV."""
+    window = rows.reached(image.shape[0]), columns.reached(image.shape[1])
+    tall, wide = (part.stop - part.start > _MAX_SIDE_PX for part in window)
+    if tall:
+        return np.concatenate([_sampled(image, half, columns, method, border) for half in rows.halves()], 0)
+    if wide:
+        return np.concatenate([_sampled(image, rows, half, method, border) for half in columns.halves()], 1)
+    left, top = columns.first - window[1].start, rows.first - window[0].start
+    return cv2.warpAffine(
+        np.ascontiguousarray(image[window]),
+        np.array([[columns.step, 0, left], [0, rows.step, top]]),
+        (columns.count, rows.count),
+        flags=method | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(border,) * 4,
+    )
 
 
 def _set(camera: Any, name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -179,13 +180,20 @@ def _square(box_px: np.ndarray, side_px: float) -> tuple[np.ndarray, float]:
 def _cut(image_rgb: np.ndarray, corner_px: np.ndarray, side_px: float) -> np.ndarray:
     """A square of the photograph as the closer look's picture; black outside of the photograph."""
     scale = _CLOSER_PX / side_px
-    if scale < 0.5:  # averaged first: sampling alone would flicker
+    averaged = scale < 0.5  # first: sampling alone would flicker
+    # What is interpolated from, and of averaged pixels a few more.
+    margin = math.ceil(2 / scale) if averaged else 2
+    low = np.maximum(np.floor(corner_px).astype(int) - margin, 0)
+    high = np.minimum(np.ceil(corner_px + side_px).astype(int) + margin, image_rgb.shape[1::-1])
+    if (low >= high).any():
+        return np.zeros((_CLOSER_PX, _CLOSER_PX, 3), np.uint8)
+    image_rgb, corner_px = np.ascontiguousarray(image_rgb[low[1] : high[1], low[0] : high[0]]), corner_px - low
+    linear = np.array((scale, scale))
+    if averaged:
         height, width = (max(1, round(2 * scale * side)) for side in image_rgb.shape[:2])
         shrunk = np.array((width, height)) / image_rgb.shape[1::-1]
         image_rgb = cv2.resize(image_rgb, (width, height), interpolation=cv2.INTER_AREA)
         linear, corner_px = scale / shrunk, corner_px * shrunk
-    else:
-        linear = np.array((scale, scale))
     # OpenCV has pixel centres at whole numbers.
     offset = linear * (0.5 - corner_px) - 0.5
     affine = np.array(((linear[0], 0, offset[0]), (0, linear[1], offset[1])))
