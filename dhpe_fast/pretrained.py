@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,11 +37,16 @@ HALF_ROUNDING = 2.0**-11
 SHOWN_FIGURES = 3
 """Of the accuracy in the manifest, in a description."""
 
-_REMEDY = "the installation is incomplete or damaged, run `pip install --force-reinstall dhpe-fast`"
+REINSTALL = (
+    "the installation is incomplete or damaged, run `pip install --force-reinstall --no-deps .` in a checkout of it"
+)
+"""What helps where the package's own weights are missing or damaged."""
+EXPORT_AGAIN = "write the network with `dhpe-fast export` again"
+"""What helps in a folder of your own."""
 
 
 class WeightsError(ImportError):
-    """Weights of the package are missing or damaged; the message names the file and says what to do."""
+    """Weights are missing or damaged; the message names the file and says what to do."""
 
 
 def dhpe(device: torch.device | str = "cpu") -> DHPE:
@@ -74,8 +80,8 @@ def locator(device: torch.device | str = "cpu") -> Locator:
 
 
 def available(name: str) -> bool:
-    """Whether the package has this network, one of ``NAMES``; its file may still prove to be damaged."""
-    return shipped.has(name)
+    """Whether the package has this network, one of ``NAMES``: its file may still prove to be missing or damaged."""
+    return shipped.promises(name)
 
 
 def describe() -> list[Description]:
@@ -94,16 +100,32 @@ class Description:
 
 
 class WeightsFolder:
-    """A folder of networks with their manifest; what was read once is kept."""
+    """A folder of networks with their manifest; what was read once is kept.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: where ``dhpe-fast export`` has written them.
+        remedy: what an error says to do where a file is missing or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, remedy: str = EXPORT_AGAIN) -> None:
+        self.folder = Path(folder)
+        self._remedy = remedy
         self._lock = threading.RLock()
         self._made: dict[tuple[str, torch.device], nn.Module] = {}
 
     def has(self, name: str) -> bool:
         """Whether the network's file is there."""
         return (self.folder / f"{name}.pt").is_file()
+
+    def promises(self, name: str) -> bool:
+        """Whether the manifest names the network; one that is damaged may do so, one that is missing does not."""
+        with self._lock:
+            if any(made == name for made, _ in self._made):
+                return True
+        try:
+            return f"{name}.pt" in self.manifest()
+        except WeightsError:
+            return (self.folder / MANIFEST).exists()
 
     def network(self, name: str, device: torch.device | str = "cpu") -> nn.Module:
         """The network on the device; see :func:`dhpe`.
@@ -119,7 +141,7 @@ class WeightsFolder:
                 data = self._checked_bytes(name)
                 # Whatever the caller has set, now or later: the network serves all.
                 with plain_torch(), torch.random.fork_rng(devices=[]):
-                    network = _built(name, data, self.folder / f"{name}.pt")
+                    network = self._built(name, data)
                     self._made[name, place] = network.to(place)
             return self._made[name, place]
 
@@ -133,18 +155,18 @@ class WeightsFolder:
         try:
             manifest = json.loads(file.read_text())
         except OSError as error:
-            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from None
+            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {self._remedy}") from None
         except ValueError as error:
-            raise WeightsError(f"{file}: is no JSON ({error}); {_REMEDY}") from None
+            raise WeightsError(f"{file}: is no JSON ({error}); {self._remedy}") from None
         if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
-            raise WeightsError(f"{file}: is no manifest of weights; {_REMEDY}")
+            raise WeightsError(f"{file}: is no manifest of weights; {self._remedy}")
         return manifest
 
     def describe(self) -> list[Description]:
         """A line for each network, checked by its checksum; nothing is loaded."""
         lines = []
         for name in NAMES:
-            if not self.has(name) and not self._promises(name):
+            if not self.has(name) and not self.promises(name):
                 lines.append(Description(name, "not part of this build", ok=True))
                 continue
             try:
@@ -157,32 +179,31 @@ class WeightsFolder:
             lines.append(Description(name, f"{size / 1e6:.1f} MB{figures}", ok=True))
         return lines
 
-    def _promises(self, name: str) -> bool:
-        """Whether the manifest, if it is whole, names the network."""
-        try:
-            return f"{name}.pt" in self.manifest()
-        except WeightsError:
-            return (self.folder / MANIFEST).exists()
-
     def _checked_bytes(self, name: str) -> bytes:
         """The file of a network, if it is the one of the manifest."""
         file = self.folder / f"{name}.pt"
         entry = self.manifest().get(file.name, {})
         if not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
-            raise WeightsError(f"{file}: {MANIFEST} has no checksum of it; {_REMEDY}")
+            raise WeightsError(f"{file}: {MANIFEST} has no checksum of it; {self._remedy}")
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from None
+            raise WeightsError(f"{file}: cannot be read ({error.strerror}); {self._remedy}") from None
         if len(data) != entry["bytes"]:
-            raise WeightsError(f"{file}: has {len(data)} bytes instead of {entry['bytes']}; {_REMEDY}")
+            raise WeightsError(f"{file}: has {len(data)} bytes instead of {entry['bytes']}; {self._remedy}")
         checksum = hashlib.sha256(data).hexdigest()
         if checksum != entry["sha256"]:
-            raise WeightsError(f"{file}: its SHA-256 is {checksum}, expected {entry['sha256']}; {_REMEDY}")
+            raise WeightsError(f"{file}: its SHA-256 is {checksum}, expected {entry['sha256']}; {self._remedy}")
         return data
 
+    def _built(self, name: str, data: bytes) -> nn.Module:
+        try:
+            return unpacked(lambda spec: blank(name, spec), data)
+        except ValueError as error:
+            raise WeightsError(f"{self.folder / f'{name}.pt'}: {error}; {self._remedy}") from None
 
-shipped = WeightsFolder(Path(__file__).parent / "weights")
+
+shipped = WeightsFolder(Path(__file__).parent / "weights", remedy=REINSTALL)
 """The networks of this installation."""
 
 
@@ -234,8 +255,10 @@ def unpacked(build: Callable[[Mapping[str, Any]], nn.Module], data: bytes) -> nn
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage leads it to
         raise ValueError(f"cannot be decoded ({_first_line(error)})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("spec"), dict) or "state" not in content:
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in ("spec", "state")):
         raise ValueError("holds no network")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content["state"].items()):
+        raise ValueError("holds no network: its state is not of tensors by name")
     try:
         network = build(content["spec"]).float()
     except (TypeError, ValueError) as error:
@@ -256,13 +279,6 @@ def _halved(tensor: Tensor) -> Tensor:
     half = tensor.half()
     worst = (half.to(tensor.dtype) - tensor).abs().max()  # not a number, where both are infinite
     return half if bool(worst <= HALF_ROUNDING * tensor.abs().max()) else tensor
-
-
-def _built(name: str, data: bytes, file: Path) -> nn.Module:
-    try:
-        return unpacked(lambda spec: blank(name, spec), data)
-    except ValueError as error:
-        raise WeightsError(f"{file}: {error}; {_REMEDY}") from None
 
 
 def _figure(value: Any) -> str:

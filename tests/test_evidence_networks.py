@@ -353,7 +353,8 @@ def test_networks_that_have_learnt_nothing_find_nothing(untrained):
 
 
 def test_weights_that_are_missing_are_named_with_the_remedy(tmp_path, monkeypatch, no_mediapipe):
-    monkeypatch.setattr(pretrained, "shipped", pretrained.WeightsFolder(tmp_path))
+    folder = pretrained.WeightsFolder(tmp_path, remedy=pretrained.REINSTALL)
+    monkeypatch.setattr(pretrained, "shipped", folder)
     for name in ("auto", "networks"):
         with pytest.raises(pretrained.WeightsError, match=r"manifest\.json: cannot be read .*pip install --force-re"):
             dhpe_fast.fit(picture(), evidence=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -161,3 +162,19 @@ def test_without_a_lifter_nobody_knows_the_noise(hands, with_lifter):
     given = dhpe_fast.fit(BLANK, keypoints=joints_px, hand="right")
     (found,) = dhpe_fast.fit(BLANK, evidence=lambda image, boxes: [seen])
     torch.testing.assert_close(found.verts_m, given.verts_m, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("file", [None, b"damaged"])
+def test_a_lifter_that_is_promised_but_missing_or_damaged_is_an_error(tmp_path, monkeypatch, file):
+    """Not a fit that is silently worse."""
+    model = HandModel.default()
+    evidence = Evidence2d(torch.rand(21, 2, dtype=torch.float64), torch.ones(21, dtype=torch.float64), None)
+    monkeypatch.setattr(pretrained, "shipped", pretrained.WeightsFolder(tmp_path))
+    (tmp_path / pretrained.MANIFEST).write_text(json.dumps({"lifter.pt": {"bytes": 9, "sha256": ""}}))
+    if file is not None:
+        (tmp_path / "lifter.pt").write_bytes(file)
+    with pytest.raises(pretrained.WeightsError, match=r"lifter\.pt"):
+        starts(model, HandConstants.of(model), evidence)
+    (tmp_path / pretrained.MANIFEST).write_text("{}")
+    alone = starts(model, HandConstants.of(model), evidence)
+    assert len(alone.state.pose) == first_estimate.ALIGNMENTS_ALONE

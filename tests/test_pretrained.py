@@ -16,7 +16,7 @@ from dhpe_fast import pretrained
 from dhpe_fast.nets import DHPE
 from dhpe_fast.pretrained import MANIFEST, WeightsError, WeightsFolder, packed, unpacked
 
-REINSTALL = r"run `pip install --force-reinstall dhpe-fast`"
+AGAIN = r"write the network with `dhpe-fast export` again"
 TINY = {"depth": 18, "image_size": 32, "pose2d_width": 0.0625, "pose2d_stages": 2, "pose2d_input_size": 64}
 
 
@@ -96,6 +96,9 @@ def test_matrices_that_half_precision_cannot_hold_stay_float32(scale, kept):
     ("content", "message"),
     [
         ([1, 2], "holds no network"),
+        ({"spec": {}, "state": [torch.zeros(3)]}, "holds no network"),
+        ({"spec": {"in_features": 2, "out_features": 3}, "state": {"bias": 1.0, "weight": 2.0}}, "not of tensors"),
+        ({"spec": {"in_features": 2, "out_features": 3}, "state": {0: torch.zeros(3)}}, "not of tensors"),
         ({"spec": {"out_features": 3}, "state": {}}, "is of another version, its spec is not taken"),
         ({"spec": {"in_features": 2, "out_features": 3}, "state": {"bias": torch.zeros(3)}}, r"first \['weight'\]"),
         (
@@ -153,11 +156,11 @@ def test_damage_is_named_with_the_remedy(tmp_path, data):
     changed[len(data) // 2] ^= 1
     for damaged, what in ((bytes(changed), "its SHA-256 is"), (data[:-9], f"bytes instead of {len(data)}")):
         file.write_bytes(damaged)
-        with pytest.raises(WeightsError, match=rf"dhpe\.pt: .*{what}.*{REINSTALL}"):
+        with pytest.raises(WeightsError, match=rf"dhpe\.pt: .*{what}.*{AGAIN}"):
             folder.network("dhpe")
         assert [line.ok for line in folder.describe() if line.name == "dhpe"] == [False]
     file.unlink()
-    with pytest.raises(WeightsError, match=rf"dhpe\.pt: cannot be read \(No such file.*{REINSTALL}"):
+    with pytest.raises(WeightsError, match=rf"dhpe\.pt: cannot be read \(No such file.*{AGAIN}"):
         folder.network("dhpe")
 
 
@@ -175,7 +178,7 @@ def test_damage_is_named_with_the_remedy(tmp_path, data):
 def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path, data, text, message):
     folder = write(tmp_path, data)
     (tmp_path / MANIFEST).unlink() if text is None else (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(WeightsError, match=rf"{message}.*{REINSTALL}"):
+    with pytest.raises(WeightsError, match=rf"{message}.*{AGAIN}"):
         folder.network("dhpe")
     (line,) = (line for line in folder.describe() if line.name == "dhpe")
     assert not line.ok
@@ -185,7 +188,7 @@ def test_weights_of_another_version_are_named_although_their_checksum_is_right(t
     folder = write(tmp_path, packed(torch.nn.Linear(2, 3), {"in_features": 2}))
     with pytest.raises(
         WeightsError,
-        match=rf"dhpe\.pt: is of another version, its spec is not taken \(DHPE: unknown option.*{REINSTALL}",
+        match=rf"dhpe\.pt: is of another version, its spec is not taken \(DHPE: unknown option.*{AGAIN}",
     ):
         folder.network("dhpe")
 
@@ -199,12 +202,44 @@ def test_a_folder_describes_its_networks(tmp_path, data):
     assert (folder.has("dhpe"), folder.has("lifter")) == (True, False)
 
 
+def test_a_folder_is_named_by_a_path_or_a_string(tmp_path, data):
+    write(tmp_path, data)
+    assert not WeightsFolder(str(tmp_path)).network("dhpe").training
+    with pytest.raises(WeightsError, match=rf"lifter\.pt: .*{AGAIN}"):
+        WeightsFolder(str(tmp_path)).network("lifter")
+
+
+def test_a_state_of_no_tensors_is_named_with_the_remedy(tmp_path):
+    for state in ({"weight": 1.0}, 3, None):
+        stream = io.BytesIO()
+        torch.save({"spec": TINY, "state": state}, stream)
+        with pytest.raises(WeightsError, match=rf"dhpe\.pt: holds no network.*{AGAIN}"):
+            write(tmp_path, stream.getvalue()).network("dhpe")
+
+
+def test_a_network_is_promised_where_the_manifest_names_it(tmp_path, data):
+    folder = write(tmp_path, data)
+    assert (folder.promises("dhpe"), folder.promises("lifter")) == (True, False)
+    (tmp_path / "dhpe.pt").unlink()
+    assert folder.promises("dhpe")  # and asking for it says that it is missing
+    (tmp_path / MANIFEST).write_text("{")
+    assert folder.promises("lifter")  # nobody knows: asking for it says what is wrong
+    (tmp_path / MANIFEST).unlink()
+    assert not folder.promises("lifter")
+
+
 def test_an_unknown_name_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match="name: expected one of dhpe, lifter, locator, got 'hand'"):
         write(tmp_path, data, "hand").network("hand")
 
 
 # --- What ships ------------------------------------------------------------------------------------------------------
+
+
+def test_what_ships_is_mended_as_it_was_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained.shipped, "folder", tmp_path)
+    with pytest.raises(WeightsError, match=r"run `pip install --force-reinstall --no-deps \.` in a checkout"):
+        pretrained.shipped.manifest()
 
 
 def test_what_ships_is_whole_and_small():
