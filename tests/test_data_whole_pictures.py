@@ -40,6 +40,21 @@ def test_a_layer_shows_its_hand_where_its_joints_are(layers):
         assert (hand.joints_px < (width, height)).all()
 
 
+def test_a_layer_that_would_be_too_large_is_drawn_smaller_and_whole(layers, monkeypatch):
+    monkeypatch.setattr(hand_layers, "_MAX_SIDE_PX", 64)
+    for number, whole in enumerate(layers[:2]):
+        hand = draw_layer(0, "training", number)
+        height, width = hand.rgba.shape[:2]
+        assert 60 < max(height, width) <= 64
+        assert (hand.joints_px >= 0).all()
+        assert (hand.joints_px < (width, height)).all()
+        smaller = hand.scale_px_per_m / whole.scale_px_per_m
+        assert smaller < 0.9
+        np.testing.assert_allclose(np.ptp(hand.joints_px, 0), smaller * np.ptp(whole.joints_px, 0), rtol=1e-4)
+        drawn, expected = hand.rgba[..., 3].mean() * height * width, whole.rgba[..., 3].astype(float).sum()
+        assert drawn == pytest.approx(smaller**2 * expected, rel=0.03)
+
+
 def test_every_sixth_layer_is_no_hand(layers):
     assert {layer.kind for layer in layers[:2]} <= {"right", "left"}
     assert {layer.kind for layer in layers[2:]} == set(KINDS[2:])

@@ -205,7 +205,8 @@ def _draw_hand(side: str, rng: np.random.Generator, light: Lighting, sleeve: Sle
     rgba = hand_layer(model, verts_m + away_m, camera, size, random_skin(model, rng), light, sleeve)
     elbow_px = camera.project((elbow_m + away_m)[None])[0].numpy() if has_forearm(axis) else np.full(2, np.nan)
     joints_px = camera.project(joints_m + away_m).numpy()
-    return Layer(_bytes(rgba), side, joints_px.astype(np.float32), elbow_px.astype(np.float32), scale)
+    scale_px_per_m = camera.fx / float(depth_m)
+    return Layer(_bytes(rgba), side, joints_px.astype(np.float32), elbow_px.astype(np.float32), scale_px_per_m)
 
 
 @lru_cache(maxsize=2)
@@ -228,12 +229,17 @@ def _posed(side: str, rng: np.random.Generator) -> tuple[HandModel, Tensor, Tens
 
 
 def _framing(points_m: Tensor, focal_px: float, away_m: Tensor) -> tuple[Pinhole, tuple[int, int]]:
-    """A camera that sees all points, and the size of its image, height and width."""
+    """A camera that sees all points, and the size of its image, height and width; of a shorter focal length where that
+    would be too large.
+    """
     centred = Pinhole(focal_px, focal_px, 0.0, 0.0)
     in_front = points_m + away_m
     points_px = centred.project(in_front[in_front[:, 2] > 0.05])
+    longer = float((points_px.max(0).values - points_px.min(0).values).max())
+    shrink = min(1.0, (_MAX_SIDE_PX - 2 * _MARGIN_PX - 1) / max(longer, 1.0))  # rounded up, it is still not too large
+    focal_px, points_px = shrink * focal_px, shrink * points_px
     low = points_px.min(0).values - _MARGIN_PX
-    width, height = (points_px.max(0).values + _MARGIN_PX - low).ceil().int().clamp(max=_MAX_SIDE_PX).tolist()
+    width, height = (points_px.max(0).values + _MARGIN_PX - low).ceil().int().tolist()
     return Pinhole(focal_px, focal_px, -float(low[0]), -float(low[1])), (height, width)
 
 
@@ -261,4 +267,4 @@ def _draw_thing(rng: np.random.Generator) -> Layer:
         vertex_colors=thing.colors,
     )
     nowhere = np.full((21, 2), np.nan, np.float32)
-    return Layer(_bytes(rgba), kind, nowhere, nowhere[0], scale)
+    return Layer(_bytes(rgba), kind, nowhere, nowhere[0], camera.fx / float(away_m[2]))
