@@ -194,6 +194,16 @@ def test_pictures_have_no_hand_one_or_two_of_either_side_and_any_size(layers):
     assert (~counts).any()
 
 
+def test_a_hand_that_fills_the_picture_has_no_box_but_is_told(layers, monkeypatch):
+    monkeypatch.setattr(whole_pictures, "HANDS", (0.0, 1.0, 0.0))
+    monkeypatch.setattr(whole_pictures, "CLOSE_UP", 0.0)
+    for span, unlabelled in ((1.2, False), (1.5, True)):
+        monkeypatch.setattr(whole_pictures, "SPAN", (span, span + 0.01))
+        picture = WholePictures(layers, "training", size_px=(64, 64))[0]
+        assert (picture.has_unlabelled, len(picture.boxes_px)) == (unlabelled, 1 - unlabelled)
+        assert turned(picture, 3).has_unlabelled == unlabelled
+
+
 def test_a_hand_lies_in_its_box(layers, monkeypatch):
     """With nothing but one hand on a plain ground, what differs from the ground is about the box."""
     for name in ("_PERSON", "_THING", "_HELD", "_MORE_ARMS"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,13 @@ def test_hands_that_need_not_be_found_count_neither_way():
 def test_false_alarms_are_those_in_pictures_without_hands():
     matches = match([picture([(HAND, 0.9, False), (FAR, 0.3, False)]), picture(), picture([(FAR, 0.4, True)])])
     assert matches.false_alarms(0.35) == pytest.approx(2 / 3)
+
+
+def test_pictures_with_hands_that_have_no_box_are_not_without_hands():
+    filled = replace(picture([(HAND, 0.9, False), (FAR, 0.8, False)]), has_unlabelled=True)
+    matches = match([filled, picture([(FAR, 0.4, True)]), picture()])
+    assert (matches.n_empty, matches.false_alarms(0.35)) == (2, pytest.approx(1 / 2))
+    assert np.isnan(match([filled]).side_accuracy())
 
 
 def test_the_best_threshold_is_the_score_of_the_last_hand_worth_its_false_ones():

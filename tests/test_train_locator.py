@@ -16,6 +16,7 @@ pytest.importorskip("tqdm", reason="the extra `train` is not installed")
 from dhpe_fast.config import LocatorConfig, load_config
 from dhpe_fast.data import hand_layers
 from dhpe_fast.data.whole_pictures import LabelledPicture
+from dhpe_fast.metrics.detection import match
 from dhpe_fast.nets.locator import Locator
 from dhpe_fast.train import locator as training
 from dhpe_fast.train.locator import Target, batches, collate, locator_loss, measure
@@ -100,6 +101,15 @@ def test_the_network_learns_and_is_measured():
     assert scores["average_precision"] > 0.9
     assert scores["side_accuracy"] > 0.9
     assert scores["false_alarms"] == 0
+
+
+def test_a_hand_that_fills_its_picture_raises_no_false_alarm():
+    network, filled = Locator(4).eval(), [replace(picture(k), has_unlabelled=True) for k in range(2)]
+    matches = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "match", lambda found: matches.extend(found) or match(found))
+        assert measure(network, filled)["false_alarms"] == 0
+    assert [found.has_unlabelled for found in matches] == [True, True]
 
 
 def test_a_batch_without_hands_has_a_loss():

@@ -49,6 +49,8 @@ class LabelledPicture:
     """(N,) bool"""
     counts: np.ndarray
     """(N,) bool: whether the hand is to be found; else it may be found or not"""
+    has_unlabelled: bool = False
+    """Whether there is a hand beside these, which fills the picture and has no box"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,7 @@ class WholePictures:
             np.array([_box(arm.joints_px) for arm, _ in hands], np.float32).reshape(-1, 4),
             np.array([arm.is_left for arm, _ in hands], bool),
             np.array([counts for _, counts in hands], bool),
+            len(hands) < sum(arm.has_hand for arm in arms),
         )
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:

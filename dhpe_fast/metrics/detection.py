@@ -26,6 +26,8 @@ class Detections:
     """(M,) bool"""
     counts_gt: np.ndarray
     """(M,) bool: whether it is to be found; finding another one is neither right nor wrong"""
+    has_unlabelled: bool = False
+    """Whether there are hands beside these, so that without a box it is still no picture without hands"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def match(pictures: Sequence[Detections], least_iou: float = 0.5) -> Matches:
     for picture in pictures:
         overlap = box_iou(picture.boxes[:, None], picture.boxes_gt)
         taken = np.zeros(len(picture.boxes_gt), bool)
-        empty = len(picture.boxes_gt) == 0
+        empty = _is_empty(picture)
         for k in np.argsort(-picture.scores, kind="stable"):
             free = np.where(taken | ~picture.counts_gt, -1.0, overlap[k])
             best = int(free.argmax()) if len(free) else -1
@@ -118,5 +120,10 @@ def match(pictures: Sequence[Detections], least_iou: float = 0.5) -> Matches:
     columns = [np.array(column) for column in zip(*found, strict=True)] or [np.empty(0)] * 4
     order = np.argsort(-columns[0], kind="stable")
     n_hands = sum(int(picture.counts_gt.sum()) for picture in pictures)
-    n_empty = sum(len(picture.boxes_gt) == 0 for picture in pictures)
+    n_empty = sum(map(_is_empty, pictures))
     return Matches(columns[0][order], *(column[order].astype(bool) for column in columns[1:]), n_hands, n_empty)
+
+
+def _is_empty(picture: Detections) -> bool:
+    """Whether no hand is in it, labelled or not."""
+    return len(picture.boxes_gt) == 0 and not picture.has_unlabelled

@@ -201,7 +201,13 @@ def measure(network: Locator, pictures: Sequence[LabelledPicture]) -> dict[str, 
         images = collate(part)["images"].to(device).float().div(255).contiguous(memory_format=torch.channels_last)
         detections += [
             Detections(
-                found.boxes_px, found.scores, found.left > 0.5, picture.boxes_px, picture.is_left, picture.counts
+                boxes=found.boxes_px,
+                scores=found.scores,
+                is_left=found.left > 0.5,
+                boxes_gt=picture.boxes_px,
+                is_left_gt=picture.is_left,
+                counts_gt=picture.counts,
+                has_unlabelled=picture.has_unlabelled,
             )
             for found, picture in zip(candidates(network(images)), part, strict=True)
         ]
