@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from dhpe_fast.data.whole_pictures import LabelledPicture
 from dhpe_fast.metrics.detection import match
 from dhpe_fast.nets.locator import Locator
 from dhpe_fast.train import locator as training
-from dhpe_fast.train.locator import Target, batches, collate, locator_loss, measure
+from dhpe_fast.train.locator import Target, batches, collate, joined, locator_loss, measure, parts_of
 
 HAND, OTHER, NONE = (20.0, 10.0, 60.0, 34.0), (70.0, 40.0, 90.0, 60.0), (0.0, 0.0, 0.0, 0.0)
 
@@ -118,22 +118,36 @@ def test_a_batch_without_hands_has_a_loss():
     assert terms["offset"].item() == terms["size"].item() == 0
 
 
-def test_a_picture_is_learnt_from_in_every_batch_that_uses_it(layers_folder):
-    """It is composed once."""
-    uses = dict(training._USES)
-    assert len(uses) == 4
-    seen: list[int] = []
+@pytest.mark.parametrize("batch_size", [3, 5, 8])
+def test_batches_are_the_same_for_any_number_of_workers_each_of_which_keeps_few_pictures(batch_size):
+    """A picture is composed once, by one worker, and kept until its last use."""
+    last, new = max(lag for lag, _ in training._USES), -(-batch_size // 4)
+    expected = None
+    for workers in range(1, 9):
+        composed, kept = [], [weakref.WeakSet() for _ in range(workers)]
 
-    class Pictures:
-        def __getitem__(self, number: int) -> LabelledPicture:
-            seen.append(number)
-            return replace(picture(number), image=picture(number).image[:, :64])
+        class Pictures:
+            def __init__(self, of_worker: weakref.WeakSet, composed: list[int]) -> None:
+                self.of_worker, self.composed = of_worker, composed
 
-    stream = training._Batches(config(layers_folder), 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "open_pictures", lambda *_: Pictures())
-        list(itertools.islice(stream, max(uses) + 5))
-    assert len(seen) == len(set(seen))
+            def __getitem__(self, number: int) -> LabelledPicture:
+                self.composed.append(number)
+                boxes = [(1, 2, 5 + number % 3, 7)] * (number % 3)
+                image = np.full((8, 8, 3), number % 251, np.uint8)
+                made = LabelledPicture(
+                    image, np.array(boxes, np.float32).reshape(-1, 4), *np.ones((2, len(boxes)), bool)
+                )
+                self.of_worker.add(made)
+                return made
+
+        streams = [parts_of(Pictures(own, composed), batch_size, 0, k, workers) for k, own in enumerate(kept)]
+        batches = [joined([next(stream) for stream in streams]) for _ in range(2 * last + 50)]
+        assert len(composed) == len(set(composed))
+        assert max(map(len, kept)) <= new * (last + 1) / workers + new + 1
+        expected = expected or batches
+        for one, same in zip(batches, expected, strict=True):
+            assert one.keys() == same.keys() == {"images", "boxes_px", "is_left", "counts"}
+            assert all(torch.equal(one[name], same[name]) for name in one)
 
 
 def config(folder, workers: int = 0) -> LocatorConfig:

@@ -56,44 +56,73 @@ def open_pictures(config: LocatorConfig, split: str) -> WholePictures:
 
 
 def batches(config: LocatorConfig, step: int = 0) -> Iterator[dict[str, Tensor]]:
-    """The training batches from a step on, without end."""
+    """The training batches from a step on, without end; the same for any number of workers."""
     workers = config.data.workers
-    yield from DataLoader(
-        _Batches(config, step),
+    parts = DataLoader(
+        _Parts(config, step),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # leaves the global one alone
     )
+    stream = iter(parts)  # one of each worker, in turn
+    while True:
+        yield joined([next(stream) for _ in range(max(workers, 1))])
 
 
-class _Batches(IterableDataset):
-    """Every so many steps one is made by each worker, in turn.
-
-    Composing a picture takes longer than learning from it. So a batch has pictures that are new and some of earlier
-    batches, which are now mirrored or turned.
-    """
+class _Parts(IterableDataset):
+    """Of every batch, what each worker makes of it."""
 
     def __init__(self, config: LocatorConfig, step: int) -> None:
         self.config, self.step = config, step
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        pictures, size = open_pictures(self.config, "training"), self.config.optimisation.batch_size
-        composed: dict[int, LabelledPicture] = {}
-        new, last = -(-size // len(_USES)), max(lag for lag, _ in _USES)
-        for step in itertools.count(self.step + index, count):
-            batch = []
-            for k in range(size):
-                lag, symmetry = _USES[k // new]
-                number = (step - lag + last) * new + k % new
-                picture = composed.pop(number) if number in composed else pictures[number]
-                if lag < last:
-                    composed[number] = picture
-                batch.append(turned(picture, symmetry))
-            yield collate(batch)
+        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return parts_of(open_pictures(self.config, "training"), self.config.optimisation.batch_size, self.step, *share)
+
+
+def parts_of(
+    pictures: WholePictures, batch_size: int, step: int, worker: int, workers: int
+) -> Iterator[dict[str, Tensor]]:
+    """Those pictures of each batch from a step on which are this worker's, ``collate``d, and their ``places`` (P,).
+
+    Composing a picture takes longer than learning from it. So a batch has pictures that are new and some of earlier
+    batches, which are now mirrored or turned. All uses of a picture are the same worker's, which keeps it until the
+    last one.
+    """
+    composed: dict[int, LabelledPicture] = {}
+    new, last = -(-batch_size // len(_USES)), max(lag for lag, _ in _USES)
+    for now in itertools.count(step):
+        part, places = [], []
+        for k in range(batch_size):
+            lag, symmetry = _USES[k // new]
+            number = (now - lag + last) * new + k % new
+            if number % workers != worker:
+                continue
+            picture = composed.pop(number) if number in composed else pictures[number]
+            if k + new < batch_size:  # it is used again
+                composed[number] = picture
+            part.append(turned(picture, symmetry))
+            places.append(k)
+        yield (collate(part) if part else {}) | {"places": torch.tensor(places, dtype=torch.long)}
+
+
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The batch of these parts, each picture at its place."""
+    parts = [part for part in parts if len(part["places"])]
+    places = torch.cat([part["places"] for part in parts])
+    most = max(part["counts"].shape[1] for part in parts)
+    batch = {}
+    for name, first in parts[0].items():
+        if name != "places":
+            shape = first.shape[1:] if name == "images" else (most, *first.shape[2:])
+            batch[name] = first.new_zeros(len(places), *shape)
+            for part in parts:
+                values = part[name]
+                batch[name][part["places"], : values.shape[1]] = values
+    return batch
 
 
 def _start_worker(_: int) -> None:
