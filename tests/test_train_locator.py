@@ -172,7 +172,7 @@ def test_a_resumed_stream_goes_on_where_it_was(layers_folder):
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
-def test_the_shipped_run_draws_its_layers_and_trains(layers_folder, tmp_path, monkeypatch):
+def test_a_run_trains_on_layers_that_are_there_and_draws_none(layers_folder, tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="the extra `train` is not installed")
     pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
     drawn = []
