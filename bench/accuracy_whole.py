@@ -75,7 +75,7 @@ def measure_whole(root: Path, crops: HandCrops, count: int) -> WholePictures:
         image = sample.read_image()
         fits = dhpe_fast.fit(image, evidence="networks")
         best, overlap = best_fit(fits, box_of(sample.joints2d_px))
-        hands = [box_of(hand.joints2d_px) for hand in _in_picture(both, index)]
+        hands = [box_of(hand.joints2d_px) for hand in in_picture(both, index)]
         false_finds.append(sum(_overlap_with_any(fit, hands) < ANOTHER for fit in fits))
         overlaps.append(overlap)
         sides.append(best is not None and best.side == sample.side)
@@ -110,7 +110,7 @@ def _measured(crops: HandCrops, index: int, fit: HandFit | None, width: int) -> 
     return found
 
 
-def _in_picture(both: list[Dataset], index: int) -> list[Sample]:
+def in_picture(both: list[Dataset], index: int) -> list[Sample]:
     """The labelled hands, left and right, that have pixels in a picture."""
     samples = [hands[index] for hands in both]
     ids = cv2.imread(str(samples[0].mask_file), cv2.IMREAD_GRAYSCALE)
