@@ -26,12 +26,14 @@ from accuracy_hands import (
 from accuracy_whole import END_TO_END, WholePictures, measure_whole
 from common import run_facts, write_result
 from torch import Tensor
+from torch.nn.functional import pad
 
 import dhpe_fast
 from dhpe_fast import pretrained
+from dhpe_fast.conventions import BORDER_GREY
 from dhpe_fast.data import HandBatch, HandCrops, open_dataset
 from dhpe_fast.evidence import HandEvidence, SeenSilhouette
-from dhpe_fast.evidence.networks import Reading, Seen, joints_and_peaks, seen_in_turns
+from dhpe_fast.evidence.networks import WIDEST, Reading, Seen, joints_and_peaks, seen_in_scales
 from dhpe_fast.hand import CropBox
 from dhpe_fast.hand_fit import HandFit
 from dhpe_fast.metrics import auc, pck_curve
@@ -135,9 +137,10 @@ def of_joints2d(batch: HandBatch, joints2d_px: Tensor) -> Measured:  # (B, 21, 2
 
 
 def as_it_is_read(model: DHPE, batch: HandBatch) -> Seen:
-    """What ``NetworkEvidence`` reads, of several turns of each crop."""
+    """What ``NetworkEvidence`` reads at last, in turns and scales; beyond the crop, all that there is, it is grey."""
+    margin = round(0.5 * (WIDEST - 1) * batch.size)
     with torch.no_grad():
-        return seen_in_turns(model, batch.images)
+        return seen_in_scales(model, pad(batch.images, (margin,) * 4, value=BORDER_GREY / 255))
 
 
 def fitted(model: DHPE, batch: HandBatch, seen: Seen) -> Measured:

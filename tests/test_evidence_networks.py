@@ -171,7 +171,8 @@ def test_another_default_dtype_does_not_matter():
 def test_the_second_look_is_the_papers_crop_around_the_joints():
     pose = RectanglePose()
     source(pose, side="right")(picture((RIGHT_ONE, RED)))
-    first, second = pose.looks
+    first, second, *views = pose.looks
+    assert len(views) == len(networks.SCALES)
     assert first.shape == second.shape == (4, 3, 128, 128)
     shown = (second[0, 0] > 0.78).nonzero().float()
     left, top, right, bottom = RIGHT_ONE
@@ -235,14 +236,14 @@ def test_where_the_locator_finds_none_the_whole_picture_is_looked_at(monkeypatch
     (hand,) = source(pose)(picture((RIGHT_ONE, colour)))
     assert hand.side == side
     np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, side), atol=6)
-    assert len(pose.looks) <= 2 + networks.CLOSER_LOOKS
+    assert len(pose.looks) <= 2 + networks.CLOSER_LOOKS + len(networks.SCALES)
 
 
 def test_looks_end_when_they_show_the_same():
     """The stand-in reads the same joints in any crop, so that the second crop is the third's."""
     pose = RectanglePose()
     source(pose)(picture((RIGHT_ONE, RED)))
-    assert len(pose.looks) == 2 < 1 + networks.CLOSER_LOOKS
+    assert len(pose.looks) == 2 + len(networks.SCALES) < 1 + networks.CLOSER_LOOKS + len(networks.SCALES)
 
 
 def test_the_most_hands_are_a_choice_and_the_surest_come_first():
@@ -382,3 +383,23 @@ def test_fit_looks_for_the_side_that_the_caller_knows(packaged, no_mediapipe):
     image = picture((RIGHT_ONE, RED))
     assert [hand.side for hand in dhpe_fast.fit(image, hand="right")] == ["right"]
     assert dhpe_fast.fit(image, hand="left") == [] or dhpe_fast.fit(image, hand="left")[0].side == "left"
+
+
+def test_several_scales_agree_on_a_map_that_is_the_same_in_all():
+    """A network that sees bright pixels: the mean over the scales is the picture, and 1 where all is bright."""
+    bright = SimpleNamespace(image_size=32, spec=lambda: {"pose2d_silhouette": True})
+    bright.pose2d = SimpleNamespace(
+        heatmaps_and_silhouette=lambda images: (images[:, :1].expand(-1, 21, -1, -1), 40 * (images[:, 0] - 0.5))
+    )
+    wide = torch.zeros(1, 3, 40, 40)
+    wide[:, :, 12:20, 16:28] = 1  # in the crop, the middle 32 x 32: rows 8 to 16, columns 12 to 24
+    seen = networks.seen_in_scales(bright, wide)
+    assert seen.heatmaps.shape == (1, 21, 32, 32)
+    expected = torch.zeros(32, 32)
+    expected[8:16, 12:24] = 1
+    inner = torch.nn.functional.avg_pool2d(expected[None], 5, 1, 2)[0]  # 1 deep inside, 0 far outside
+    for maps in (seen.heatmaps[0, 0], seen.silhouettes[0]):
+        assert maps[inner == 1].min() > 0.99
+        assert maps[inner == 0].max() < 0.01
+    everywhere = networks.seen_in_scales(bright, torch.ones(1, 3, 40, 40))
+    torch.testing.assert_close(everywhere.heatmaps, torch.ones(1, 21, 32, 32))

@@ -2,19 +2,20 @@
 
 The locator finds hands in the photograph; DHPE's 2D pose network f_J2D reads the joints of each from a square crop, as
 it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence further
-looks, each at the crop around the joints that the one before has found. The side is not known either: f_J2D sees no
-joints in a hand of the other side, so that its peaks tell.
+looks, each at the crop around the joints that the one before has found, and the last at several scales. The side is not
+known either: f_J2D sees no joints in a hand of the other side, so that its peaks tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dhpe_fast import pretrained
 from dhpe_fast.conventions import BORDER_GREY, CROP_MARGIN, MIDDLE_MCP
@@ -51,6 +52,9 @@ LEAST_NOISE = 0.015
 """Standard deviation of the coordinates of the surest joints, by the side of the crop: half a cell."""
 Side = Literal["right", "left"]
 _TURNS = 4
+SCALES = (0.8, 1.0, 1.25)
+"""Of the views in which the joints of a hand that is found are read at last, by the side of its crop."""
+WIDEST = max(SCALES)
 _SIDES: tuple[Side, ...] = ("right", "left")
 
 
@@ -83,6 +87,47 @@ def _turned_back(maps: Tensor) -> Tensor:  # (4 B, ..., n, n) -> (B, ..., n, n)
     return torch.stack([part.rot90(-turn, (-2, -1)) for turn, part in enumerate(maps.chunk(_TURNS))]).mean(dim=0)
 
 
+def seen_in_scales(
+    dhpe: DHPE,
+    images: Tensor,  # (B, 3, W, W) RGB in [0, 1], W = ``WIDEST`` * S
+) -> Seen:
+    """What f_J2D sees in turns and at several scales about the crops' centres, as the mean over those that show a cell.
+
+    Args:
+        dhpe: has the f_J2D; its crops are S pixels.
+        images: the crops with a margin around them, of as much as the widest view shows.
+    """
+    size, views = dhpe.image_size, []
+    for scale in SCALES:
+        place = _about_centre(scale / WIDEST, len(images), size).to(images)
+        view = F.grid_sample(images, place, padding_mode="border", align_corners=False)
+        views.append(_rescaled(seen_in_turns(dhpe, view), scale))
+    shown = torch.stack([weight for _, _, weight in views])
+    heatmaps = torch.stack([maps for maps, _, _ in views]).sum(0) / shown.sum(0)
+    if views[0][1] is None:
+        return Seen(heatmaps, None)
+    return Seen(heatmaps, (torch.stack([maps for _, maps, _ in views]).sum(0) / shown.sum(0)[:, 0]).clamp(0, 1))
+
+
+def _rescaled(seen: Seen, scale: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Maps of a view in the cells of the crop, zero where the view ends, and 1 where it does not, (B, 1, n, n)."""
+    b, _, n, _ = seen.heatmaps.shape
+    place = _about_centre(1 / scale, b, n).to(seen.heatmaps)
+    inside = (place.abs() <= 1).all(-1).to(seen.heatmaps)[:, None]
+
+    def moved(maps: Tensor) -> Tensor:
+        return F.grid_sample(maps, place, padding_mode="border", align_corners=False) * inside
+
+    silhouettes = None if seen.silhouettes is None else moved(seen.silhouettes[:, None])[:, 0]
+    return moved(seen.heatmaps), silhouettes, inside
+
+
+def _about_centre(factor: float, batch: int, size: int) -> Tensor:  # (B, size, size, 2)
+    """Places of a grid in [-1, 1] for ``grid_sample``, drawn together or apart about the centre."""
+    theta = torch.tensor([[factor, 0, 0], [0, factor, 0]]).expand(batch, 2, 3)
+    return F.affine_grid(theta, [batch, 1, size, size], align_corners=False)
+
+
 def joints_and_peaks(
     heatmaps: Tensor,  # (B, 21, n, n)
     joint0: str,
@@ -90,7 +135,7 @@ def joints_and_peaks(
     """What f_J2D has seen: joints (B, 21, 2) in the crop frame, and how high its maps are there, (B, 21) in [0, 1].
 
     Args:
-        heatmaps: of ``seen_in_turns``, or its last stage.
+        heatmaps: of ``seen_in_turns`` or ``seen_in_scales``, or its last stage.
         joint0: what it takes for joint 0. The answer has the wrist there, as the hand model.
     """
     joints = joints_from_heatmaps(heatmaps, 2, subpixel=True).double().cpu().numpy() - 1
@@ -193,19 +238,29 @@ class NetworkEvidence:
             for n, find in latest:
                 readings[n].append(find)
         best = [max(finds, key=_score) for finds in readings]
-        return [find if self._is_hand(find) else None for find in best]
+        hands = [n for n, find in enumerate(best) if self._is_hand(find)]
+        exact = self._look(image_rgb, [_Look(best[n].square, best[n].side) for n in hands], seen_in_scales)
+        found: list[Reading | None] = [None] * len(best)
+        for n, find in zip(hands, exact, strict=True):
+            found[n] = replace(find, score=best[n].score)  # scores are compared at one scale
+        return found
 
     def _is_hand(self, find: Reading) -> bool:
         return find.score >= self._min_confidence and find.extent_px >= MIN_EXTENT_PX
 
-    def _look(self, image_rgb: np.ndarray, looks: Sequence[_Look]) -> list[Reading]:
+    def _look(
+        self,
+        image_rgb: np.ndarray,
+        looks: Sequence[_Look],
+        see: Callable[[DHPE, Tensor], Seen] = seen_in_turns,
+    ) -> list[Reading]:
         """The joints in each crop, all crops at a time; the score is the mean peak."""
         if not looks:
             return []
         dhpe = pretrained.dhpe(self._device) if self._dhpe is None else self._dhpe
-        size, device = dhpe.image_size, next(dhpe.parameters()).device
-        crops = torch.from_numpy(np.stack([look.crop(image_rgb, size) for look in looks]))
-        seen = seen_in_turns(dhpe, crops.to(device).permute(0, 3, 1, 2).float() / 255)
+        device, margin = next(dhpe.parameters()).device, WIDEST if see is seen_in_scales else 1.0
+        crops = torch.from_numpy(np.stack([look.crop(image_rgb, dhpe.image_size, margin) for look in looks]))
+        seen = see(dhpe, crops.to(device).permute(0, 3, 1, 2).float() / 255)
         joints, peaks = joints_and_peaks(seen.heatmaps, dhpe.spec()["joint0"])
         silhouettes = len(looks) * [None] if seen.silhouettes is None else seen.silhouettes.cpu().numpy()
         return [look.find(*read) for look, *read in zip(looks, joints, peaks, silhouettes, strict=True)]
@@ -239,9 +294,10 @@ class _Look:
         points = np.where(sure[:, None], find.joints_px, middle)
         return cls(CropBox.from_points(points), find.side)
 
-    def crop(self, image_rgb: np.ndarray, size: int) -> np.ndarray:
-        """(size, size, 3) uint8."""
-        crop = self.square.crop_image(image_rgb, size, border=BORDER_GREY)
+    def crop(self, image_rgb: np.ndarray, size: int, margin: float = 1.0) -> np.ndarray:
+        """The square, widened by the margin, as one of `size` pixels: (size * margin, size * margin, 3) uint8."""
+        wider = CropBox(self.square.center_px, self.square.size_px * margin)
+        crop = wider.crop_image(image_rgb, round(size * margin), border=BORDER_GREY)
         return crop[:, ::-1] if self.side == "left" else crop
 
     def find(
