@@ -52,14 +52,11 @@ def settings(config):
     return kept(config.model_dump(mode="json")) | {"starts_from": [key for key, path in start.items() if path]}
 
 
-BEING_RETRAINED = pytest.mark.xfail(strict=True, reason="dhpe.pt is being trained by these configurations")
-
-
 @pytest.mark.parametrize(
     ("weights", "name", "run"),
     [
-        pytest.param("dhpe.pt", "dhpe", 0, marks=BEING_RETRAINED),
-        pytest.param("dhpe.pt", "pose2d", 1, marks=BEING_RETRAINED),
+        ("dhpe.pt", "dhpe", 0),
+        ("dhpe.pt", "pose2d", 1),
         ("lifter.pt", "lifter", 0),
         ("locator.pt", "locator", 0),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,18 @@ def test_a_run_that_starts_from_another_names_both_and_no_folder_of_the_machine(
     assert entry["config"]["start"]["pose2d"] == "pose2d"
     assert entry["starts_from"]["config"]["loss"]["heatmap"] == 2
     assert entry["starts_from"]["accuracy"] == {"error_mm": 1.5, "nothing": None}
-    assert (entry["recipe"]["n_training"], entry["recipe"]["seed"]) == (16, 1), "that of the set on the disk"
+    assert (entry["recipe"]["n_training"], entry["recipe"]["seed"]) == (16, 3), "its plan: another set is on the disk"
     assert str(dhpe_run.parent) not in (tmp_path / MANIFEST).read_text()
     assert WeightsFolder(tmp_path).network("dhpe").image_size == 32
+
+
+def test_runs_that_start_from_each_other_are_refused(dhpe_run, tmp_path):
+    config = load_config(dhpe_run / "config.yaml")
+    for name, start in (("one", "other"), ("other", "one")):
+        again = config.model_copy(update={"start": config.start.model_copy(update={"pose2d": tmp_path / start})})
+        make_run(tmp_path / name, again, DHPE(**asdict(config.model)), network="dhpe")
+    with pytest.raises(ValueError, match="starts from a run that started from it"):
+        export_run(tmp_path / "one", "dhpe", tmp_path / "weights")
 
 
 def test_other_networks_of_the_folder_stay(lifter_run, dhpe_run, tmp_path):

@@ -16,7 +16,7 @@ from dhpe_fast import pretrained
 from dhpe_fast.atomic_write import whole_file
 from dhpe_fast.config import ConfigError, StreamConfig, TrainConfig, load_config
 from dhpe_fast.data.errors import DatasetError
-from dhpe_fast.data.recipe import read_recipe
+from dhpe_fast.data.recipe import VERSION_KEY, differences, read_recipe
 from dhpe_fast.train.checkpoint import LAST
 from dhpe_fast.train.loop import load_model
 from dhpe_fast.train.run_facts import read_facts
@@ -69,12 +69,19 @@ def export_run(
     return file
 
 
-def provenance(run: Path, config: TrainConfig | StreamConfig) -> dict[str, Any]:
+def provenance(run: Path, config: TrainConfig | StreamConfig, later: tuple[Path, ...] = ()) -> dict[str, Any]:
     """How a run came to its weights: plain values, without a trace of the machine's folders.
 
+    Args:
+        run: its folder.
+        config: its configuration.
+        later: the runs that started from it, directly or not.
+
     Raises:
-        ValueError: if the run, or the one that it starts from, is not finished.
+        ValueError: if the run, or the one that it starts from, is not finished, or it starts from itself.
     """
+    if run.resolve() in later:
+        raise ValueError(f"start.pose2d: {run} starts from a run that started from it; folders have been renamed since")
     facts = read_facts(run)
     known = {
         "config": _plain(config.model_dump()),
@@ -89,7 +96,7 @@ def provenance(run: Path, config: TrainConfig | StreamConfig) -> dict[str, Any]:
     }
     earlier = config.start.pose2d if isinstance(config, TrainConfig) else None
     if earlier is not None:
-        known["starts_from"] = provenance(earlier, load_config(earlier / "config.yaml"))
+        known["starts_from"] = provenance(earlier, load_config(earlier / "config.yaml"), (*later, run.resolve()))
     return known
 
 
@@ -114,9 +121,11 @@ def _recipe(config: TrainConfig | StreamConfig) -> Any:
     plan = config.data.synthesize if isinstance(config, TrainConfig) else None
     if plan is not None:
         try:
-            return _plain(read_recipe(plan.root))
+            drawn, wanted = read_recipe(plan.root), plan.model_dump(exclude={"root"}, mode="json")
         except DatasetError:  # it has been moved or removed since
             return _plain(plan.model_dump())
+        # Where another set stands there now, the run's own plan is all that is known.
+        return _plain(wanted if differences(drawn, wanted, but=(VERSION_KEY,)) else drawn)
     return _plain(config.model_dump()["data"])
 
 
