@@ -25,6 +25,9 @@ PHOTOGRAPHS ?= ../shared/data/hands
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A torch for CPUs alone cannot call the CUDA kernels, and these take longest to compile; `make cuda` compiles them anyway.
+WITH_CUDA = DHPE_CUDA=$${DHPE_CUDA:-$$($(BIN)/python -c "import torch; print('AUTO' if torch.version.cuda else 'OFF')")}
+
 # What the installed package is made of. Folders count too, so that a removed file is noticed.
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
 	$(shell find csrc dhpe_fast ! -name '*.pyc' ! -name '*.so' ! -name __pycache__)
@@ -138,5 +141,5 @@ $(VENV)/.tools: $(CONSTRAINTS) Makefile
 
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	@echo "Compiling and installing dhpe-fast into $(VENV) ..."
-	$(BIN)/pip install -q -c $(CONSTRAINTS) --no-build-isolation ".[dev]"
+	$(WITH_CUDA) $(BIN)/pip install -q -c $(CONSTRAINTS) --no-build-isolation ".[dev]"
 	@touch $@

@@ -28,7 +28,7 @@ THRESHOLDS = np.round(np.arange(0.20, 0.71, 0.025), 3)
 
 
 def main() -> None:
-    """Prints the table, writes bench/results/evidence_threshold.json."""
+    """Prints the table, writes bench/results/accuracy_evidence_threshold.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the validation pictures; the configuration's without it")
     parser.add_argument("--pictures", type=int, default=200)
@@ -51,7 +51,7 @@ def main() -> None:
     best = max(rows, key=lambda one: one["f_measure"])["threshold"]
     print(f"highest F-measure at {best}; the package has {MIN_CONFIDENCE}")
     facts = {"run": run_facts(), "data": data_facts(root, both[0]), "hands": hands, "chosen": MIN_CONFIDENCE}
-    print(f"-> {write_result('evidence_threshold', {**facts, 'rows': rows})}")
+    print(f"-> {write_result('accuracy_evidence_threshold', {**facts, 'rows': rows})}")
 
 
 def row(threshold: float, scores: np.ndarray, right: np.ndarray, hands: int) -> dict[str, float]:

@@ -64,7 +64,10 @@ def fit(
             "installed and the networks elsewhere (auto).",
         ),
     ] = "auto",
-    hand: Annotated[str, typer.Option(metavar="|".join(_HANDS), help="Which hand it is.")] = "auto",
+    hand: Annotated[
+        str,
+        typer.Option(metavar="|".join(_HANDS), help="Which hand it is, in all pictures; networks see no other."),
+    ] = "auto",
     mano: Annotated[
         Path | None, typer.Option(help="A licensed MANO file, MANO_RIGHT.pkl, instead of the default hand.")
     ] = None,
@@ -193,7 +196,11 @@ def synth(
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Option(help="A YAML file, or the name of a shipped configuration: paper, synthetic, tiny.")
+        str,
+        typer.Option(
+            help="A YAML file, or the name of a shipped configuration: paper, synthetic, tiny; pose2d, dhpe, lifter, "
+            "locator."
+        ),
     ],
     output: Annotated[
         Path | None,

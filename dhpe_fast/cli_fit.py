@@ -206,7 +206,9 @@ def _fit_picture(image: Path, stem: str, job: FitJob, n_files: int) -> tuple[lis
         times.lap("write")
         stages.append(times.stages_ms)
         off_px, of_box = one.residuals["joints2d_px"], 100 * one.residuals["joints2d_box"]
-        lines.append(f"{name}: {one.side} hand, joints off by {off_px:.2f} px on average ({of_box:.1f} % of the hand)")
+        seen = "seen" if job.keypoints is None else "given"
+        found = f"joints {off_px:.2f} px on average from the {seen} ones ({of_box:.1f} % of the hand)"
+        lines.append(f"{name}: {one.side} hand, {found}, score {one.score:.2f}")
     return lines, stages
 
 

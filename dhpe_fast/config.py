@@ -61,7 +61,7 @@ class Synthesis(_Section):
     span: tuple[PositiveFloat, PositiveFloat] = SPAN
     """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
     backgrounds: Path | None = None
-    """Folder of photographs, or "scikit-image" for those that the package carries; None draws all backgrounds."""
+    """Folder of photographs, or "scikit-image" for those in that package; None draws all backgrounds."""
 
 
 class Data(_Section):
@@ -240,7 +240,7 @@ class WholePictureData(_Section):
     """Of the layers."""
     size_px: PositiveInt = 160
     backgrounds: Path | None = None
-    """Folder of photographs, or "scikit-image" for those that the package carries; None draws all backgrounds."""
+    """Folder of photographs, or "scikit-image" for those in that package; None draws all backgrounds."""
     workers: NonNegativeInt = 1
     """Processes that compose pictures."""
 

@@ -123,7 +123,9 @@ def _to_rgb8(
         if not ((image >= -_RANGE_TOLERANCE) & (image <= 1 + _RANGE_TOLERANCE)).all():
             low, high = float(np.min(image)), float(np.max(image))
             fault = "has NaN" if np.isnan(low + high) else f"spans {low:.4g} to {high:.4g}"
-            raise ValueError(f"image: floating-point values must lie in [0, 1], this image {fault}")
+            raise ValueError(
+                f"image: floating-point values must lie in [0, 1], this image {fault}; divide by 255, or pass uint8"
+            )
         image = np.rint(np.clip(image, 0, 1) * 255.0).astype(np.uint8)
     elif image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -210,6 +210,7 @@ def fit_record(fit: HandFit, *, vertices: bool = True) -> dict[str, Any]:
         **({"verts_m": plain(fit.verts_m)} if vertices else {}),
         "keypoints2d_px": plain(fit.keypoints2d_px),
         "confidence": plain(fit.confidence),
+        "score": float(fit.score),
         "residuals": plain(fit.residuals),
         "timings_ms": plain(fit.timings_ms),
         "iterations": fit.iterations,

@@ -48,6 +48,7 @@ def known_fit(side: str = "right", image_size: tuple[int, int] = (240, 320)) -> 
         camera=camera,
         keypoints2d_px=keypoints2d_px,
         confidence=torch.ones(21),
+        score=0.9,
         residuals={"joints2d_px": 0.0, "joints2d_box": float("nan")},
         timings_ms={"fit": 1.0},
         iterations=50,
