@@ -42,6 +42,7 @@ def detect(network: Locator, picture: LabelledPicture) -> Detections:
         picture.boxes_px,
         picture.is_left,
         picture.counts,
+        picture.has_unlabelled,
     )
 
 
