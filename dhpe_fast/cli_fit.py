@@ -188,7 +188,10 @@ def _reason(error: Exception) -> str:
 
 
 def _fit_picture(image: Path, stem: str, job: FitJob, n_files: int) -> tuple[list[str], list[dict[str, float]]]:
-    """What to say of the hands of a picture, and where the time of each went."""
+    """What to say of the hands of a picture, and where the time of each went.
+
+    A hand's files have the picture's name; those of several are numbered, and one more overlay shows them together.
+    """
     clock = StageClock()
     pixels = read_image(image)
     clock.lap("read")
@@ -196,7 +199,7 @@ def _fit_picture(image: Path, stem: str, job: FitJob, n_files: int) -> tuple[lis
     hands = found if isinstance(found, list) else [found]
     if not hands:
         raise ValueError("no hand was found")
-    lines, stages = [], []
+    lines, stages, together = [], [], pixels
     for index, one in enumerate(hands):
         name = stem if len(hands) == 1 else f"{stem}_{index}"
         times = StageClock(one.timings_ms | {"read": clock.stages_ms["read"]})
@@ -207,8 +210,11 @@ def _fit_picture(image: Path, stem: str, job: FitJob, n_files: int) -> tuple[lis
         stages.append(times.stages_ms)
         off_px, of_box = one.residuals["joints2d_px"], 100 * one.residuals["joints2d_box"]
         seen = "seen" if job.keypoints is None else "given"
-        found = f"joints {off_px:.2f} px on average from the {seen} ones ({of_box:.1f} % of the hand)"
-        lines.append(f"{name}: {one.side} hand, {found}, score {one.score:.2f}")
+        distance = f"joints {off_px:.2f} px on average from the {seen} ones ({of_box:.1f} % of the hand)"
+        lines.append(f"{name}: {one.side} hand, {distance}, score {one.score:.2f}")
+        together = overlay(together, one) if len(hands) > 1 else drawn
+    if len(hands) > 1:
+        save_image(job.output / f"{stem}_overlay.png", together)
     return lines, stages
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from dhpe_fast import cli, cli_fit, hand_tracker
 from dhpe_fast.data.demo import load_demo
 from dhpe_fast.data.motion import moving_hand
+from dhpe_fast.image import read_image
 from dhpe_fast.io import save_image
 from dhpe_fast.video_file import VideoReader, video_writer
 
@@ -170,6 +171,23 @@ def test_a_folder_is_fitted_in_order_and_one_bad_picture_is_named(tmp_path):
     assert "solver: Levenberg-Marquardt, compiled, on cpu" in output
     suffixes = (".glb", ".json", "_overlay.png")
     assert sorted(file.name for file in out.iterdir()) == sorted(stem + suffix for stem in "acd" for suffix in suffixes)
+
+
+def test_several_hands_of_a_picture_are_numbered_and_shown_together(tmp_path):
+    demo = load_demo()
+    save_image(tmp_path / "two.png", demo.image)
+    smaller = 0.5 * demo.keypoints2d_px + 10  # another hand, in a corner
+    np.save(tmp_path / "k.npy", np.stack([demo.keypoints2d_px, smaller]))
+    out = tmp_path / "out"
+    exit_code, output = run("fit", tmp_path / "two.png", "-o", out, "--keypoints", tmp_path / "k.npy")
+    assert exit_code == 0, output
+    names = {file.name for file in out.iterdir()}
+    assert {"two_overlay.png", "two_0_overlay.png", "two_1_overlay.png", "two_0.json", "two_1.json"} <= names
+    pictures = [read_image(out / f"two{which}_overlay.png").astype(int) for which in ("", "_0", "_1")]
+    together, first, second = (np.abs(picture - demo.image).sum(-1) > 0 for picture in pictures)
+    assert (together & first).sum() > 0.95 * first.sum()
+    assert (together & second).sum() > 0.95 * second.sum()
+    assert json.loads((out / "two_0.json").read_text())["score"] == 1
 
 
 def test_a_folder_without_pictures_is_said(tmp_path):
