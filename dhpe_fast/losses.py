@@ -134,10 +134,7 @@ def seen_silhouette_loss(
     Raises:
         TypeError, ValueError: an argument has the wrong type or shape.
     """
-    for name, value in (("log_odds", log_odds), ("masks", masks)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a floating-point tensor, got {given}")
+    _check_floating({"log_odds": log_odds, "masks": masks})
     if log_odds.dim() < 2 or masks.shape[:-2] != log_odds.shape[:-2]:
         raise ValueError(f"masks: expected one for each of log_odds {tuple(log_odds.shape)}, got {tuple(masks.shape)}")
     cells, size = log_odds.shape[-1], masks.shape[-1]
@@ -410,16 +407,20 @@ def _count(annotated: Tensor | None, elements: Tensor, axes: int) -> Tensor:
     return flags.sum(-1).to(elements.dtype) * (size // max(flags.shape[-1], 1))
 
 
+def _check_floating(values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a floating-point tensor, got {given}")
+
+
 def _comparable(
     pair: dict[str, Tensor],  # two by name, (*batch, ...) with `axes` more
     axes: int,
     label: dict[str, Tensor | None],  # "has_mask" (*batch,) or "valid" (*batch, joints)
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both in single precision at least, and which of their elements are annotated, made to broadcast."""
-    for name, value in pair.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a floating-point tensor, got {given}")
+    _check_floating(pair)
     (name_a, a), (name_b, b) = pair.items()
     if a.shape != b.shape or a.dim() < axes:
         raise ValueError(

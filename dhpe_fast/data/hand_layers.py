@@ -31,7 +31,7 @@ from dhpe_fast.data.pictures import (
     random_light,
     random_skin,
 )
-from dhpe_fast.data.recipe import GENERATOR_VERSION
+from dhpe_fast.data.recipe import GENERATOR_VERSION, VERSION_KEY
 from dhpe_fast.data.synthetic import SPLITS, Recipe, sampled_hand
 from dhpe_fast.data.thing_meshes import random_thing
 from dhpe_fast.hand import HandModel, Pinhole
@@ -128,7 +128,7 @@ def read_layers(root: str | os.PathLike[str], split: str, *, seed: int, count: i
             cv2.imdecode(held["png"][end - n : end], cv2.IMREAD_UNCHANGED)
             for end, n in zip(ends, held["n_bytes"], strict=True)
         ]
-        drawn = (int(held["seed"]), len(images), int(held.get("generator_version", 1)))
+        drawn = (int(held["seed"]), len(images), int(held.get(VERSION_KEY, 1)))
     except (OSError, ValueError, KeyError, cv2.error) as error:
         raise DatasetError(f"{file}: cannot be read as drawn layers: {error}") from None
     if drawn[:2] != (seed, count):
@@ -179,7 +179,7 @@ def _packed(layers: list[Layer], seed: int) -> bytes:
     np.savez(
         stream,
         seed=np.int64(seed),
-        generator_version=np.int64(GENERATOR_VERSION),
+        **{VERSION_KEY: np.int64(GENERATOR_VERSION)},
         png=np.concatenate(images) if images else np.empty(0, np.uint8),
         n_bytes=np.array([len(image) for image in images], np.int64),
         kind=np.array([KINDS.index(layer.kind) for layer in layers], np.int8),

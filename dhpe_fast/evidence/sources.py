@@ -13,9 +13,8 @@ import torch
 from dhpe_fast.evidence.given import given_boxes
 from dhpe_fast.evidence.hand_evidence import EvidenceSource, HandEvidence
 from dhpe_fast.evidence.mediapipe import MediaPipeEvidence
-from dhpe_fast.evidence.networks import NetworkEvidence
+from dhpe_fast.evidence.networks import NetworkEvidence, Side
 
-Side = Literal["right", "left"]
 SourceName = Literal["auto", "networks", "mediapipe"]
 """Sources that come with the package."""
 
