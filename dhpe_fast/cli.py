@@ -166,6 +166,10 @@ def synth(
         float, typer.Option(help="How far hands are turned away from an upright one, degrees; 180 is any orientation.")
     ] = 180.0,
     backgrounds: Annotated[Path | None, typer.Option(help="Folder of photographs; without it they are drawn.")] = None,
+    gestures: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the hands that point, pinch, count, or are fists.")
+    ] = 0.0,
+    held: Annotated[float, typer.Option(min=0, max=1, help="Share of the hands that hold something.")] = 0.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
 ) -> None:
     """Draw a data set of hands in the layout of RHD: images, masks, depth, 2D and 3D joints.
@@ -187,6 +191,8 @@ def synth(
                 size_px=size,
                 max_angle_deg=max_angle,
                 backgrounds=backgrounds,
+                gestures=gestures,
+                held=held,
                 workers=workers,
                 on_image=bar.update,
             )

@@ -62,6 +62,10 @@ class Synthesis(_Section):
     """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
     backgrounds: Path | None = None
     """Folder of photographs, or "scikit-image" for those in that package; None draws all backgrounds."""
+    gestures: float = Field(default=0.0, ge=0, le=1)
+    """Share of the hands that point, pinch, count, or are fists."""
+    held: float = Field(default=0.0, ge=0, le=1)
+    """Share of the hands that hold something."""
 
 
 class Data(_Section):

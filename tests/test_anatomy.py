@@ -15,6 +15,7 @@ from dhpe_fast.hand.anatomy import (
     joint_axes,
     named_poses,
     pose_from_angles,
+    sample_gestures,
     sample_poses,
 )
 
@@ -155,6 +156,29 @@ def test_samples_show_finger_synergies():
     assert correlation[4, 10] < 0.98, "but not as one"
 
 
+def test_gestures_stay_within_the_limits_and_repeat():
+    poses = sample_gestures(AXES, 500, np.random.default_rng(1))
+    angles = angles_from_pose(AXES, poses)
+    assert (angles >= RANGE_OF_MOTION_RAD[..., 0] - 1e-9).all()
+    assert (angles <= RANGE_OF_MOTION_RAD[..., 1] + 1e-9).all()
+    np.testing.assert_array_equal(poses, sample_gestures(AXES, 500, np.random.default_rng(1)))
+    assert sample_gestures(AXES, 0, np.random.default_rng(1)).shape == (0, 45)
+    assert len(np.unique(poses[:, FLEXION].round(6))) > 450, "none is a named pose itself"
+
+
+def test_gestures_are_near_every_named_pose_and_natural_poses_seldom_are():
+    named = angles_from_pose(AXES, np.stack(list(named_poses(AXES).values())))
+
+    def nearest(sample):
+        angles = angles_from_pose(AXES, sample(AXES, 600, np.random.default_rng(3)))
+        distances = np.linalg.norm((angles[:, None] - named).reshape(600, 12, -1), axis=2)
+        return distances.argmin(1), distances.min(1)
+
+    which, gestures_rad = nearest(sample_gestures)
+    assert np.bincount(which, minlength=12).min() > 15
+    assert np.median(gestures_rad) < 0.6 * np.median(nearest(sample_poses)[1])
+
+
 def test_the_twelve_named_poses_are_natural():
     poses = named_poses(AXES)
     assert len(poses) == 12
@@ -185,6 +209,11 @@ def test_joint_axes_leaves_its_arguments_alone():
 def test_bad_input_is_named(joints: np.ndarray, tips: np.ndarray, side: str, message: str):
     with pytest.raises(ValueError, match=message):
         joint_axes(joints, tips, side)
+
+
+def test_a_negative_count_of_gestures_is_refused():
+    with pytest.raises(ValueError, match="expected a count of poses, got -1"):
+        sample_gestures(AXES, -1, np.random.default_rng(0))
 
 
 def test_a_negative_count_of_samples_is_refused():

@@ -14,6 +14,7 @@ import torch
 
 from dhpe_fast.data import open_dataset, synthetic
 from dhpe_fast.data.errors import DatasetError
+from dhpe_fast.data.held_things import held_thing
 from dhpe_fast.data.recipe import GENERATOR_VERSION, differences, read_recipe
 from dhpe_fast.data.rendered import PosedHand, place
 from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, write_synthetic
@@ -49,6 +50,7 @@ def test_layout(written):
 def test_a_drawn_set_says_so_and_how(written):
     counts = {"generator_version": GENERATOR_VERSION, "n_training": 5, "n_evaluation": 2, "seed": 3, "size_px": 96}
     facts = {**counts, "max_angle_deg": 180.0, "span": [0.35, 0.8], "tone": None, "backgrounds": None}
+    facts |= {"gestures": 0.0, "held": 0.0}
     assert json.loads((written / "recipe.json").read_text()) == read_recipe(written) == facts
     assert open_dataset("rhd", written, "test").name == "synthetic"
     with pytest.raises(DatasetError, match=r"recipe\.json: no such file"):
@@ -61,6 +63,7 @@ def test_a_recipe_is_compared_by_its_arguments_and_the_version_of_the_generator(
     old = read_recipe(tmp_path)
     assert differences(old, {"seed": 3}) == f"generator_version: 1 instead of {GENERATOR_VERSION}"
     assert differences(old, {"seed": 4}, but=["generator_version"]) == "seed: 3 instead of 4"
+    assert differences(old, {"seed": 3, "gestures": 0.5}, but=["generator_version"]) == "gestures: 0.0 instead of 0.5"
     assert differences(old | {"generator_version": GENERATOR_VERSION}, {"seed": 3}) == ""
 
 
@@ -142,6 +145,40 @@ def test_what_is_behind_an_occluder_is_neither_in_the_mask_nor_visible(monkeypat
         np.testing.assert_array_equal(covered.uv_vis[:, 2], bare.uv_vis[:, 2] * ~on_the_left)
         hidden_joints += int((bare.uv_vis[:, 2] * on_the_left).sum())
     assert hidden_joints > 20
+
+
+def test_what_a_hand_holds_hides_parts_of_it_and_changes_nothing_else(monkeypatch):
+    """Against the same scenes with empty hands; where the thing is behind the fingers, they are seen."""
+    monkeypatch.setattr(synthetic, "MOTION_BLUR", 0.0)
+    in_front = behind = 0
+    for number in range(6):
+        empty, holding = (
+            draw_scene(Recipe(seed=4, size_px=96, held=share), "training", number) for share in (1e-9, 1.0)
+        )
+        np.testing.assert_array_equal(empty.xyz_m, holding.xyz_m)
+        np.testing.assert_array_equal(empty.depth_code, holding.depth_code)
+        hidden = (holding.mask == 0) & (empty.mask > 0)
+        np.testing.assert_array_equal(np.where(hidden, 0, empty.mask), holding.mask)
+        assert (holding.uv_vis[:, 2] <= empty.uv_vis[:, 2]).all()
+        other = np.abs(holding.image.astype(int) - empty.image).max(2) > 40
+        in_front += int((other & hidden).sum())
+        behind += int((other & (empty.mask == 0)).sum())
+    assert in_front > 300
+    assert behind > 300
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_things_lie_in_the_palm_across_the_hand(side):
+    model = HandModel.default(side)
+    joints_m = model(torch.zeros(1, 45), torch.zeros(1, 10)).joints_m[0] + torch.tensor((0.0, 0.0, 0.5))
+    things = [held_thing(side, joints_m, np.random.default_rng(seed)).verts_m for seed in range(40)]
+    lows, highs = (torch.stack([getattr(points_m, end)(0).values for points_m in things]) for end in ("min", "max"))
+    # The palm faces -y of the model, and the line of the knuckles is about its z axis.
+    from_knuckle_m = 0.5 * (lows + highs) - joints_m[9]
+    assert from_knuckle_m[:, 1].mean() < -0.015
+    assert from_knuckle_m.norm(dim=1).median() < 0.08
+    assert (highs - lows).mean(0).argmax() == 2
+    assert held_thing(side, joints_m - torch.tensor((0.0, 0.0, 0.48)), np.random.default_rng(0)) is None
 
 
 def test_a_scene_depends_on_seed_split_and_number_only(tmp_path):
@@ -301,6 +338,9 @@ def test_bad_arguments(tmp_path, written):
         write_synthetic(tmp_path / "a", 1, 0, size_px=8)
     with pytest.raises(ValueError, match="max_angle_deg"):
         write_synthetic(tmp_path / "a", 1, 0, max_angle_deg=200)
+    for share in ("gestures", "held"):
+        with pytest.raises(ValueError, match=f"{share}: expected a share from 0 to 1, got 1.5"):
+            write_synthetic(tmp_path / "a", 1, 0, **{share: 1.5})
     with pytest.raises(ValueError, match="no image"):
         write_synthetic(tmp_path / "a", 1, 0, backgrounds=tmp_path)
     assert not (tmp_path / "a").exists()

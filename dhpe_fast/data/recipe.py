@@ -14,6 +14,8 @@ GENERATOR_VERSION = 2
 """Of the program that draws; raised whenever a picture of the same arguments changes."""
 VERSION_KEY = "generator_version"
 """Of the version in a recipe; sets without it were drawn by version 1."""
+_LATER = {"gestures": 0.0, "held": 0.0}
+"""Arguments that came later, with what they are where a recipe does not name them."""
 
 
 def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def read_recipe(root: str | os.PathLike[str]) -> dict[str, Any]:
     facts = read_json(file, "the recipe of a drawn data set")
     if not isinstance(facts, dict):
         raise DatasetError(f"{file}: holds {type(facts).__name__}, expected the recipe of a drawn data set")
-    return {VERSION_KEY: 1} | facts
+    return {VERSION_KEY: 1} | _LATER | facts
 
 
 def differences(drawn: Mapping[str, Any], wanted: Mapping[str, Any], *, but: Collection[str] = ()) -> str:
@@ -38,6 +40,6 @@ def differences(drawn: Mapping[str, Any], wanted: Mapping[str, Any], *, but: Col
         wanted: arguments of ``write_synthetic``; without a version, that of this package is wanted.
         but: keys that may differ.
     """
-    wanted = {VERSION_KEY: GENERATOR_VERSION} | wanted
+    wanted = {VERSION_KEY: GENERATOR_VERSION} | _LATER | wanted
     other = [key for key in {**wanted, **drawn} if key not in but and drawn.get(key) != wanted.get(key)]
     return ", ".join(f"{key}: {drawn.get(key)!r} instead of {wanted.get(key)!r}" for key in other)

@@ -25,12 +25,14 @@ from torch import Tensor
 from dhpe_fast.atomic_write import whole_file, write_whole
 from dhpe_fast.conventions import joint_permutation
 from dhpe_fast.data.backgrounds import background_files, random_background, random_occluder
+from dhpe_fast.data.held_things import held_thing, thing_layers
 from dhpe_fast.data.pictures import Sleeve, hand_layer, lay_over, random_light, random_skin, sensor_image
 from dhpe_fast.data.recipe import GENERATOR_VERSION, VERSION_KEY
 from dhpe_fast.data.rendered import BETA_LIMIT, PosedHand, place
+from dhpe_fast.data.thing_meshes import ThingMesh
 from dhpe_fast.data.unfinished import SET, unfinished_folder
 from dhpe_fast.hand import HandModel, Pinhole
-from dhpe_fast.hand.anatomy import joint_axes, sample_poses
+from dhpe_fast.hand.anatomy import joint_axes, sample_gestures, sample_poses
 from dhpe_fast.ops import rasterize
 from dhpe_fast.rotation import axis_angle_to_quaternion, matrix_to_quaternion, quaternion_to_matrix
 
@@ -74,6 +76,10 @@ class Recipe:
     """Smallest and largest longer side of a hand's bounding box, by the side of the picture."""
     tone: float | None = None
     """Everybody's place in ``pictures.SKIN_TONES``, 0 (light) to 1 (dark); None is random."""
+    gestures: float = 0.0
+    """Share of the hands whose poses are of ``anatomy.sample_gestures``."""
+    held: float = 0.0
+    """Share of the hands that hold something."""
 
     def __post_init__(self) -> None:
         if self.size_px < 32:
@@ -84,6 +90,9 @@ class Recipe:
             raise ValueError(f"span: expected two numbers from 0.02 to 0.9, the smaller first, got {self.span}")
         if self.tone is not None and not 0 <= self.tone <= 1:
             raise ValueError(f"tone: expected None or a number from 0 to 1, got {self.tone}")
+        for name in ("gestures", "held"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
 
 def write_synthetic(
@@ -97,6 +106,8 @@ def write_synthetic(
     span: tuple[float, float] = SPAN,
     tone: float | None = None,
     backgrounds: str | os.PathLike[str] | None = None,
+    gestures: float = 0.0,
+    held: float = 0.0,
     workers: int | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> None:
@@ -121,6 +132,8 @@ def write_synthetic(
         tone: see :class:`Recipe`.
         backgrounds: a folder of photographs, or ``backgrounds.SCIKIT_IMAGE``: half of the backgrounds are cut from
             them. None draws all.
+        gestures: see :class:`Recipe`.
+        held: see :class:`Recipe`.
         workers: processes; None is one for each core. The result does not depend on it.
         on_image: called for every image that is there, for instance to move a progress bar.
 
@@ -133,7 +146,7 @@ def write_synthetic(
     if n_training < 0 or n_evaluation < 0 or n_training + n_evaluation == 0:
         raise ValueError(f"n_training, n_evaluation: expected some images, got {n_training} and {n_evaluation}")
     files = () if backgrounds is None else background_files(backgrounds)
-    recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span), tone)
+    recipe = Recipe(seed, size_px, max_angle_deg, files, tuple(span), tone, gestures, held)
     facts = {
         VERSION_KEY: GENERATOR_VERSION,
         "n_training": n_training,
@@ -144,6 +157,8 @@ def write_synthetic(
         "span": [float(side) for side in span],
         "tone": tone,
         "backgrounds": None if backgrounds is None else os.fspath(backgrounds),
+        "gestures": float(gestures),
+        "held": float(held),
     }
     with unfinished_folder(Path(root), facts) as folder:
         for split, count in zip(SPLITS, (n_training, n_evaluation), strict=True):
@@ -265,10 +280,10 @@ def draw_scene(recipe: Recipe, split: str, number: int) -> Scene:
     occluder = np.zeros((*size, 4), np.float32)
     if rng.random() < OCCLUDER:
         occluder = _occluder_before(main, camera, size, rng)
-    image, person = _picture(in_picture, camera, size, occluder, looks, recipe)
     face_depth, ids = _depth_and_ids(in_picture, camera, size)
+    thing = held_thing(main.model.side, main.joints_m, rng) if _chance(recipe.held, rng) else None
+    image, person, hidden = _picture(in_picture, face_depth, thing, camera, size, occluder, looks, recipe)
     ids = np.where((ids == 0) & person, _PERSON_ID, ids)
-    hidden = occluder[..., 3] > 0.5
     if other not in in_picture:
         other = _out_of_sight(other, camera)
     hands = {hand.model.side: hand for hand in (main, other)}
@@ -295,10 +310,16 @@ def sampled_hand(side: str, recipe: Recipe, rng: np.random.Generator) -> PosedHa
     """A natural pose, a shape and an orientation."""
     model = _model(side)
     axes = joint_axes(model.rest_joints_m().double().numpy(), model.rest_tips_m().double().numpy(), side)
-    pose = sample_poses(axes, 1, rng)[0]
+    sample = sample_gestures if _chance(recipe.gestures, rng) else sample_poses
+    pose = sample(axes, 1, rng)[0]
     betas = np.clip(rng.normal(size=10), -BETA_LIMIT, BETA_LIMIT)
     quat = random_orientation(side, recipe.max_angle_deg, rng)
     return PosedHand(*(torch.from_numpy(part).float() for part in (pose, betas)), quat.float())
+
+
+def _chance(share: float, rng: np.random.Generator) -> bool:
+    """Whether something happens; what never does takes no random number, so that other pictures stay as they are."""
+    return share > 0 and bool(rng.random() < share)
 
 
 def random_orientation(side: str, max_angle_deg: float, rng: np.random.Generator) -> Tensor:
@@ -357,13 +378,26 @@ def _rhd(joints_m: Tensor) -> np.ndarray:  # (21, 3)
 
 def _picture(
     hands: Sequence[_Hand],
+    depth_m: np.ndarray,
+    thing: ThingMesh | None,
     camera: Pinhole,
     size: tuple[int, int],
     occluder: np.ndarray,
     rng: np.random.Generator,
     recipe: Recipe,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The image, and where the layers of hands with their forearms are."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image, where the layers of hands with their forearms are, and where something is before all hands.
+
+    Args:
+        hands: those in the picture.
+        depth_m: (H, W) of their surfaces.
+        thing: what the first of them holds.
+        camera: sees all this.
+        size: of the picture.
+        occluder: (H, W, 4) a layer before all.
+        rng: of light, skin and background.
+        recipe: the background's photographs and the tone of skin.
+    """
     photographs = recipe.backgrounds if rng.random() < PHOTOGRAPHED else ()
     picture, person = random_background(size, rng, photographs), np.zeros(size, bool)
     light = random_light(rng)
@@ -371,14 +405,18 @@ def _picture(
     light = replace(light, shadows=shadows, per_vertex=not shadows)
     skin = random_skin(hands[0].model, rng, recipe.tone)  # both hands are of one person
     sleeve = Sleeve.random(rng) if rng.random() < SLEEVE else None
+    in_front = np.zeros((*size, 4), np.float32)
+    if thing is not None:
+        layer, in_front = thing_layers(thing, depth_m, camera, light, _SUPERSAMPLE)
+        picture = lay_over(picture, layer, shadow=rng.uniform(0, 0.5))
     for hand in sorted(hands, key=lambda hand: -float(hand.joints_m[:, 2].mean())):
         layer = hand_layer(hand.model, hand.verts_m, camera, size, skin, light, sleeve, _SUPERSAMPLE)
         picture = lay_over(picture, layer, shadow=rng.uniform(0, 0.5))
         person |= layer[..., 3] > 0.5
-    picture = lay_over(picture, occluder)
+    picture = lay_over(lay_over(picture, in_front), occluder)
     if rng.random() < MOTION_BLUR:
         picture = cv2.filter2D(picture.astype(np.float32), -1, _streak(rng.uniform(2, 0.03 * size[0] + 2), rng))
-    return sensor_image(picture, rng), person
+    return sensor_image(picture, rng), person, np.maximum(in_front, occluder)[..., 3] > 0.5
 
 
 def _streak(length_px: float, rng: np.random.Generator) -> np.ndarray:

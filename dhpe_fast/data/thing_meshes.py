@@ -40,6 +40,11 @@ def random_thing(rng: np.random.Generator) -> tuple[str, ThingMesh]:
     return name, ThingMesh(mesh.verts_m @ turn.T, mesh.faces, mesh.colors, mesh.material)
 
 
+def random_held(rng: np.random.Generator) -> ThingMesh:
+    """A thing for a hand, its longer side along x: mostly a tool, else a lump, seldom of the colour of skin."""
+    return _tool(rng) if rng.random() < 0.7 else _lump(rng)
+
+
 def tube(
     spine_m: np.ndarray,  # (N, 3)
     radii_m: np.ndarray,  # (N, 2) half axes of the cross-sections

@@ -247,6 +247,28 @@ def _pose_table() -> dict[str, tuple[dict[str, tuple[float, ...]], tuple[float, 
     }
 
 
+def sample_gestures(
+    axes: np.ndarray,  # (15, 3, 3)
+    n: int,
+    rng: np.random.Generator,
+) -> np.ndarray:  # (n, 45)
+    """Draw poses near those of ``named_poses``, within ``RANGE_OF_MOTION_RAD``.
+
+    People point, pinch, count and make fists oftener than ``sample_poses`` does by chance. Each pose lies up to a third
+    of the way from a named one to a natural one, and its joints differ by a few degrees.
+    """
+    if n < 0:
+        raise ValueError(f"n: expected a count of poses, got {n}")
+    named = angles_from_pose(axes, np.stack(list(named_poses(axes).values())))
+    natural = angles_from_pose(axes, sample_poses(axes, n, rng))
+    angles = named[rng.integers(len(named), size=n)]
+    angles = angles + rng.uniform(0, 1 / 3, (n, 1, 1)) * (natural - angles)
+    angles = angles + np.deg2rad([6.0, 2.0, 1.0]) * rng.normal(size=(n, 15, 3)) * (
+        np.ptp(RANGE_OF_MOTION_RAD, axis=2) > 0.1
+    )
+    return pose_from_angles(axes, np.clip(angles, RANGE_OF_MOTION_RAD[..., 0], RANGE_OF_MOTION_RAD[..., 1]))
+
+
 def named_poses(axes: np.ndarray) -> dict[str, np.ndarray]:
     """Return the twelve demo poses by name, each (45,) radians, for joint axes (15, 3, 3)."""
     poses = {}
