@@ -37,6 +37,7 @@ SANITIZED_TESTS := $(addprefix test_,$(addsuffix .py,lbs rasterize silhouette si
 	interpolate visibility_gradient refine newton instruction_sets))
 
 GPU_BENCHES := bench_lbs bench_raster
+GPU_SCRIPTS := roofline_gpu bench_refine bench_fit
 BENCH_SCRIPTS := roofline scaling bench_refine newton_against_descent bench_fit keypoint_fit silhouette_area silhouette_recovery
 
 .PHONY: help demo test sanitize lint format cuda bench accuracy gpu-check gpu-bench gpu-install clean install
@@ -119,7 +120,7 @@ gpu-check: gpu-install
 gpu-bench: gpu-install
 	$(BIN)/pip install -q -c $(CONSTRAINTS) matplotlib
 	for script in $(GPU_BENCHES); do $(BIN)/python -m pytest -q --benchmark-only bench/$$script.py || exit 1; done
-	$(BIN)/python bench/bench_refine.py
+	for script in $(GPU_SCRIPTS); do $(BIN)/python bench/$$script.py || exit 1; done
 	$(BIN)/python bench/readme_table.py
 
 install: $(VENV)/.installed

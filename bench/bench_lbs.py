@@ -5,8 +5,9 @@
 
 The job is the same for all: axis-angles of 16 joints and ten betas in, 778 vertices and the joints out, float32,
 a flat mean, no pose components. `forward` runs without gradients, `backward` is a forward and the gradients of pose and
-betas for a given gradient of vertices and joints. Peers that are not at hand are left out; ratios are to those of the
-same run. The table is printed and goes to bench/results/lbs.json.
+betas for a given gradient of vertices and joints. On a GPU, the twin is also timed as `torch.compile` makes it. Peers
+that are not at hand are left out; ratios are to those of the same run. The table is printed and goes to
+bench/results/lbs.json.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ def _ops(device: str) -> Pose:
 def _twin(device: str) -> Pose:
     basis = HandModel.default().to(device).basis
     return lambda pose, betas: lbs_twin(pose.view(-1, 16, 3), betas, basis)
+
+
+def _compiled_twin(device: str, **options: Any) -> Pose:
+    basis = HandModel.default().to(device).basis
+    torch._dynamo.reset()  # every batch is compiled for itself, and only so many of one function are kept
+    compiled = torch.compile(lbs_twin, dynamic=False, **options)
+    return lambda pose, betas: compiled(pose.view(-1, 16, 3), betas, basis)
 
 
 def _hand_model(device: str) -> Pose:
@@ -99,6 +107,8 @@ IMPLEMENTATIONS: dict[str, Callable[[str], Pose]] = {
     "manopth": _manopth_itself,
     "smplx": _smplx_itself,
 }
+if DEVICE == "cuda":
+    IMPLEMENTATIONS["reference.lbs, torch.compile"] = _compiled_twin
 
 
 OWN_CASES = len(BATCHES) * len(DIRECTIONS) * (len(IMPLEMENTATIONS) - len(PEERS))
@@ -108,25 +118,23 @@ OWN_CASES = len(BATCHES) * len(DIRECTIONS) * (len(IMPLEMENTATIONS) - len(PEERS))
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_pose_hands(benchmark: Any, timings: Timings, direction: str, batch: int, implementation: str):
-    pose_hand = IMPLEMENTATIONS[implementation](DEVICE)
+    case = Case(DEVICE, "lbs", direction, batch, implementation)
+    with timings.within_memory(case):
+        timings.measure(benchmark, case, posing_call(IMPLEMENTATIONS[implementation](DEVICE), DEVICE, direction, batch))
+
+
+def posing_call(pose_hand: Pose, device: str, direction: str, batch: int) -> Callable[[], Any]:
+    """The call that is timed: random poses, without gradients or forth and back."""
     generator = torch.Generator().manual_seed(0)
-    pose = (0.3 * torch.randn(batch, 48, generator=generator)).to(DEVICE)
-    betas = torch.randn(batch, 10, generator=generator).to(DEVICE)
-
-    def forward() -> None:
-        with torch.no_grad():
-            pose_hand(pose, betas)
-
-    outputs = pose_hand(pose, betas)
-    upstream = [torch.randn(output.shape, generator=generator).to(DEVICE) for output in outputs]
-
-    def backward() -> None:
-        torch.autograd.grad(pose_hand(pose, betas), (pose, betas), upstream)
-
-    if direction == "backward":
-        pose.requires_grad_(), betas.requires_grad_()
-    call = forward if direction == "forward" else backward
-    timings.measure(benchmark, Case(DEVICE, "lbs", direction, batch, implementation), call)
+    pose = (0.3 * torch.randn(batch, 48, generator=generator)).to(device)
+    betas = torch.randn(batch, 10, generator=generator).to(device)
+    if direction == "forward":
+        return torch.no_grad()(lambda: pose_hand(pose, betas))
+    pose.requires_grad_(), betas.requires_grad_()
+    with torch.no_grad():
+        outputs = pose_hand(pose, betas)
+    upstream = [torch.randn(output.shape, generator=generator).to(device) for output in outputs]
+    return lambda: torch.autograd.grad(pose_hand(pose, betas), (pose, betas), upstream)
 
 
 if __name__ == "__main__":

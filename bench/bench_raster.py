@@ -2,11 +2,11 @@
 
     pytest bench/bench_raster.py --benchmark-only
 
-Images of 224 x 224, one hand of 1,538 faces each, orthographic, float32. Jobs: `rasterize` gives face, barycentrics and
-depth of every pixel; `nmr`, `edge` and `soft` are the silhouettes of these modes, `soft` with a sigma of 1e-4 in units
-in which the image spans [-1, 1]; `interpolate` draws three values a vertex over given fragments. `forward` runs without
-gradients, `backward` is a forward and the gradients of the vertices (or of the values and barycentrics) for a given
-gradient of the images.
+Images of 224 x 224, on a GPU up to 1024 x 1024, one hand of 1,538 faces each, orthographic, float32. Jobs: `rasterize`
+gives face, barycentrics and depth of every pixel; `nmr`, `edge` and `soft` are the silhouettes of these modes, `soft`
+with a sigma of 1e-4 in units in which the image spans [-1, 1]; `interpolate` draws three values a vertex over given
+fragments. `forward` runs without gradients, `backward` is a forward and the gradients of the vertices (or of the values
+and barycentrics) for a given gradient of the images.
 
 A peer stands beside the mode that does what it does: PyTorch3D's hard silhouette and DRTK's edge gradient beside `nmr`
 (a hard mask and an estimated gradient), DRTK and nvdiffrast beside `edge` (a gradient on the outline), PyTorch3D's soft
@@ -35,13 +35,18 @@ from dhpe_fast import ops, reference
 
 RESULT = "raster"
 IMAGE_SIZE = 224
-SIGMA_PX = SIGMA_NDC * (IMAGE_SIZE / 2) ** 2
 BATCHES = (1, 32) if DEVICE == "cpu" else (1, 32, 256)
+IMAGE_SIZES = (IMAGE_SIZE,) if DEVICE == "cpu" else (IMAGE_SIZE, 512, 1024)
 MODES = ("nmr", "edge", "soft")
 JOBS = ("rasterize", *MODES, "interpolate")
 DIRECTIONS = ("forward", "backward")
 SAME_SHARE = 0.98
 """How much of what either of two pictures covers must be alike for them to be the same picture."""
+
+
+def sigma_px(image_size: int) -> float:
+    """Of the soft silhouettes, in square pixels."""
+    return SIGMA_NDC * (image_size / 2) ** 2
 
 
 def _rasterize(package: ModuleType, scene: Scene) -> Work:
@@ -52,8 +57,10 @@ def _rasterize(package: ModuleType, scene: Scene) -> Work:
 
 
 def _silhouette(package: ModuleType, scene: Scene, mode: str) -> Work:
+    sigma = sigma_px(scene.image_size)
+
     def run(verts_px: Tensor) -> tuple[Tensor, ...]:
-        return (package.silhouette(verts_px, scene.faces, scene.image_size, mode=mode, sigma=SIGMA_PX),)
+        return (package.silhouette(verts_px, scene.faces, scene.image_size, mode=mode, sigma=sigma),)
 
     return Work(run, (scene.verts_px,), lambda images: images[0] > 0.5)
 
@@ -84,32 +91,34 @@ def work_of(job: str, implementation: str, scene: Scene) -> Work:
     return (_rasterize if job == "rasterize" else _interpolate)(package, scene)
 
 
-def _implementations(job: str, direction: str, batch: int) -> list[str]:
+def _implementations(job: str, direction: str, batch: int, image_size: int) -> list[str]:
     names = ["ops"]
     # The twins are written to be read, and take seconds. That of "soft" holds every face at every pixel: 12 GB.
-    if batch == 1 and direction == "forward" and job != "soft":
+    if batch == 1 and image_size == IMAGE_SIZE and direction == "forward" and job != "soft":
         names.append("reference")
     return names + [peer for peer in raster_peers.at_hand(DEVICE, batch) if raster_peers.does(job, peer)]
 
 
 CASES = [
-    Case(DEVICE, job, direction, batch, implementation)
+    Case(DEVICE, job, direction, batch, implementation, image_size)
     for job in JOBS
+    for image_size in IMAGE_SIZES
     for batch in BATCHES
     for direction in DIRECTIONS
-    for implementation in _implementations(job, direction, batch)
+    for implementation in _implementations(job, direction, batch, image_size)
 ]
 OWN_CASES = sum(case.implementation not in PEERS for case in CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.device}-{c.job}-{c.direction}-{c.batch}-{c.implementation}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, vars(case).values())))
 @pytest.mark.filterwarnings("default")  # the peers' warnings are their own affair
 def test_draw_hands(benchmark: Any, timings: Timings, case: Case):
-    scene = hands_in_view(case.batch, IMAGE_SIZE, case.device)
-    work = work_of(case.job, case.implementation, scene)
-    if case.implementation != "ops":
-        check_same_picture(work, work_of(case.job, "ops", scene))
-    timings.measure(benchmark, case, timed_call(work, case))
+    with timings.within_memory(case):
+        scene = hands_in_view(case.batch, case.image_size, case.device)
+        work = work_of(case.job, case.implementation, scene)
+        if case.implementation != "ops":
+            check_same_picture(work, work_of(case.job, "ops", scene))
+        timings.measure(benchmark, case, timed_call(work, case))
 
 
 def timed_call(work: Work, case: Case) -> Callable[[], None]:
@@ -123,9 +132,9 @@ def timed_call(work: Work, case: Case) -> Callable[[], None]:
         return call
 
     leaves = [leaf.detach().clone().requires_grad_() for leaf in work.leaves]
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(case.device).manual_seed(2)
     upstream = [
-        torch.randn(image.shape, generator=generator).to(image) if image.requires_grad else None
+        torch.empty_like(image).normal_(generator=generator) if image.requires_grad else None
         for image in work.run(*leaves)
     ]
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import work_counts
-from bench_raster import IMAGE_SIZE, MODES, SIGMA_PX, timed_call, work_of
+from bench_raster import IMAGE_SIZE, MODES, sigma_px, timed_call, work_of
 from common import noise_warning, run_facts, summary, time_ms, write_result
 from peaks import Caches, Peaks, caches, measure_peaks, torch_threads
 from scene import Scene, hands_in_view
@@ -86,7 +86,7 @@ def raster_rows(peak: Peaks, sizes: Caches) -> list[Row]:
         for job in ("rasterize", *MODES):
             call = _median_ms(_raster_call(one_face, job, direction))
             row = {"job": job, "direction": direction, "batch": 1, "call_ms": call}
-            work = count(job, scene, SIGMA_PX)
+            work = count(job, scene, sigma_px(IMAGE_SIZE))
             rows.append(row | _compare(work, peak, sizes, _raster_call(scene, job, direction)))
     return rows
 

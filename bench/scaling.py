@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import raster_peers
-import torch
-from bench_lbs import IMPLEMENTATIONS
+from bench_lbs import IMPLEMENTATIONS, posing_call
 from bench_lbs import PEERS as LBS_PEERS
 from bench_raster import MODES, timed_call, work_of
 from common import RESULTS, noise_warning, run_facts, summary, time_ms, write_result
@@ -50,20 +49,10 @@ def lbs_points(seconds: float) -> Iterator[Point]:
             continue
         for direction in DIRECTIONS:
             for batch in BATCHES:
-                times = time_ms(_lbs_call(pose_hand, direction, batch), seconds)
+                times = time_ms(posing_call(pose_hand, "cpu", direction, batch), seconds)
                 yield {"implementation": implementation, "direction": direction, "batch": batch, **summary(times)}
                 if min(times) > TOO_LONG_MS:
                     break
-
-
-def _lbs_call(pose_hand: Callable[..., Any], direction: str, batch: int) -> Callable[[], Any]:
-    generator = torch.Generator().manual_seed(0)
-    pose, betas = 0.3 * torch.randn(batch, 48, generator=generator), torch.randn(batch, 10, generator=generator)
-    if direction == "forward":
-        return torch.no_grad()(lambda: pose_hand(pose, betas))
-    pose.requires_grad_(), betas.requires_grad_()
-    upstream = [torch.randn(output.shape, generator=generator) for output in pose_hand(pose, betas)]
-    return lambda: torch.autograd.grad(pose_hand(pose, betas), (pose, betas), upstream)
 
 
 def raster_points(scenes: list[Scene], seconds: float) -> Iterator[Point]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from common import DEVICE, device_times_ms, noise_warning, result_path, rounds_within, run_facts, write_result
 
 SECONDS = 1.0
@@ -22,6 +25,8 @@ class Case:
     direction: str
     batch: int
     implementation: str
+    image_size: int | None = None
+    """Of a square image in pixels; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,21 @@ class Timings:
         """
         self.result, self.peers, self.own_cases = result, peers, own_cases
         self.taken: list[Timing] = []
+        self.too_large: list[Case] = []
+        """Those that the memory of the GPU did not hold."""
+
+    @contextmanager
+    def within_memory(self, case: Case) -> Iterator[None]:
+        """Skips what is within where the GPU's memory runs out: the case has run, and the result file says so."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.too_large.append(case)
+            pytest.skip(f"{case}: more memory than the device has")
 
     def measure(self, benchmark: Any, case: Case, call: Callable[[], Any]) -> None:
         """Times calls with pytest-benchmark's fixture, on a GPU by the device's clock; calls once where disabled."""
-        benchmark.group = f"{case.device} {case.job} {case.direction} B={case.batch}"
+        benchmark.group = _job_of(_entries(case))
         if benchmark.disabled:
             benchmark(call)
             return
@@ -69,12 +85,16 @@ class Timings:
         """The table as text; writes the result file unless the run was a partial one."""
         rows = self.rows()
         text = noise_warning() + as_text(rows, self.peers, _job_of)
-        if sum(timing.case.implementation not in self.peers for timing in self.taken) < self.own_cases:
+        seen = [*(timing.case for timing in self.taken), *self.too_large]
+        if sum(case.implementation not in self.peers for case in seen) < self.own_cases:
             return f"{text}\nnot all cases ran: {result_path(self.result)} is left as it was"
-        found = {timing.case.implementation for timing in self.taken}
+        found = {case.implementation for case in seen}
         facts = run_facts(DEVICE)
         absent = [peer for peer in self.peers if peer not in found]
-        path = write_result(self.result, {"run": facts, "peers_absent": absent, "rows": rows})
+        result = {"run": facts, "peers_absent": absent, "rows": rows}
+        if self.too_large:
+            result["too_large"] = [_entries(case) for case in self.too_large]
+        path = write_result(self.result, result)
         return "\n".join([text, *([f"not at hand: {', '.join(absent)}"] if absent else []), f"-> {path}"])
 
     def rows(self) -> list[dict[str, Any]]:
@@ -82,11 +102,10 @@ class Timings:
         of_case = {timing.case: timing.median_ms for timing in self.taken}
         rows = []
         for timing in self.taken:
-            job = vars(timing.case)
-            peers_ms = {peer: of_case.get(Case(**job | {"implementation": peer})) for peer in self.peers}
+            peers_ms = {peer: of_case.get(replace(timing.case, implementation=peer)) for peer in self.peers}
             ratios = {f"times_{peer}": ms / timing.median_ms for peer, ms in peers_ms.items() if ms is not None}
             figures = {"median_ms": timing.median_ms, "iqr_ms": timing.iqr_ms, "rounds": timing.rounds}
-            rows.append(job | figures | ratios)
+            rows.append(_entries(timing.case) | figures | ratios)
         return rows
 
 
@@ -104,5 +123,10 @@ def as_text(rows: list[dict[str, Any]], peers: tuple[str, ...], job_of: Callable
     return "\n".join(lines)
 
 
+def _entries(case: Case) -> dict[str, Any]:
+    return {key: value for key, value in vars(case).items() if value is not None}
+
+
 def _job_of(row: dict[str, Any]) -> str:
-    return f"{row['device']} {row['job']} {row['direction']} B={row['batch']}"
+    size = f" {row['image_size']}px" if "image_size" in row else ""
+    return f"{row['device']} {row['job']} {row['direction']} B={row['batch']}{size}"

@@ -25,12 +25,16 @@ step doctor "$python" -m dhpe_fast.doctor
 step tests "$python" -m pytest -q
 
 # Without the caching allocator each tensor has its own bounds, and what was never written shows. Half of the kernels'
-# time is then spent on allocating, so only the tests that compare devices run.
+# time is then spent on allocating, so only some tests run: those that compare devices, which reach every kernel, and
+# those of the paths that no small case takes (tiles of many hands; bins, large faces, sorted sums, crowded rows).
 sanitizer=${COMPUTE_SANITIZER:-compute-sanitizer}
 if command -v "$sanitizer" >/dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  checked=(test_cuda.py -k "agrees_with_the_cpu or repeats_itself")
-  for tool in memcheck racecheck initcheck; do
+  files=(test_cuda.py test_lbs.py test_refine.py test_newton.py test_large_meshes.py)
+  names="agrees_with_the_cpu or repeats_itself or is_the_twins or takes_the_steps_of_the_cpu or batch_around_it"
+  names+=" or all_faces_meet or large_as_the_image or repeat_bit_for_bit or thousands_of_contour_edges"
+  checked=("${files[@]}" -k "needs_cuda and ($names)")
+  for tool in memcheck racecheck initcheck synccheck; do
     step "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all --kernel-regex kns=dhpe \
       "$python" -m pytest -q -p no:cacheprovider "${checked[@]}"
   done
