@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import readme_accuracy
+import readme_gpu
 import readme_refine
 from readme_goals import goals_table
 from result_files import RESULTS, Row, machine, markdown, number, own_row, plural, ratios, read
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "model-card.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "kernels", "model-card")))
 BLOCK = re.compile(
     r"(<!-- measured: (\w+); bench/readme_table\.py writes this -->\n).*?(<!-- end of measured -->)", flags=re.DOTALL
 )
@@ -252,8 +253,9 @@ def scaling_picture() -> str:
 
 def _work(row: Row) -> str:
     direction = "with backward" if row["direction"] == "backward" else "forward"
+    size = f", {row['image_size']} px" if row.get("image_size", 224) != 224 else ""
     device = f", {row['device']}" if row.get("device", "cpu") != "cpu" else ""
-    return f"{row.get('job', 'lbs')}, {plural(row['batch'], 'hand')}, {direction}{device}"
+    return f"{row.get('job', 'lbs')}, {plural(row['batch'], 'hand')}{size}, {direction}{device}"
 
 
 def _origin(run: Row) -> str:
@@ -272,6 +274,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scaling": scaling_picture,
     "iterations": readme_refine.iterations_table,
     "stages": readme_refine.stages_table,
+    "kernels": readme_gpu.kernels_table,
     "curves": readme_refine.curves_picture,
     "knobs": readme_refine.knobs_table,
     "weights": readme_accuracy.weights_table,

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "gpu_check.sh"
+PAGE = (ROOT / "docs" / "kernels.md").read_text()
 
 
 def sanitized() -> tuple[list[str], list[str]]:
@@ -54,3 +55,21 @@ def test_every_benchmark_of_the_makefile_is_there():
         named |= set(re.search(rf"^{variable} := (.*)$", makefile, flags=re.MULTILINE)[1].split())
     assert {"bench_lbs", "roofline"} <= named
     assert not [name for name in named if not (ROOT / "bench" / f"{name}.py").is_file()]
+
+
+def test_the_page_of_kernels_names_files_and_kernels_that_are_there():
+    files = {path.name for folder in ("csrc", "tests", "bench", "dhpe_fast") for path in (ROOT / folder).rglob("*.*")}
+    named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.(?:cu|h|py|sh))`", PAGE))
+    assert len(named) > 20
+    assert not named - files
+    sources = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.cu*")) + "".join(
+        path.read_text() for path in (ROOT / "csrc").rglob("*_cuda*.h")
+    )
+    kernels = set(re.findall(r"`(\w+_kernel)`", PAGE))
+    assert len(kernels) > 5
+    assert not [kernel for kernel in kernels if not re.search(rf"\b{kernel}\(", sources)]
+
+
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "csrc").rglob("*.cu")))
+def test_every_cuda_source_is_on_the_page_of_kernels(source):
+    assert f"`{source}`" in PAGE

@@ -6,6 +6,7 @@ import json
 
 import bench_lbs
 import pytest
+import readme_gpu
 import roofline_gpu
 import timings
 import torch
@@ -54,6 +55,19 @@ def test_every_row_is_measured():
     text = roofline_gpu.as_text(limits, found)
     assert "lbs backward B=2" in text
     assert "edge forward B=1 32px" in text
+
+
+def test_the_page_has_a_table_for_every_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme_gpu, "RESULTS", tmp_path)
+    assert readme_gpu.kernels_table().startswith("Never run")
+    row = {"job": "edge", "direction": "backward", "batch": 32, "image_size": 512}
+    row |= compared(Work(4e9, 1e6), [2.0], LIMITS)
+    run = {"device": "Some GPU", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01T00:00:00"}
+    result = {"run": run, "limits": vars(LIMITS), "rows": [row]}
+    (tmp_path / "roofline_gpu_some_gpu.json").write_text(json.dumps(result))
+    about, _, _, _, line = readme_gpu.kernels_table().splitlines()
+    assert about.startswith("Some GPU, torch 2.13.0, commit abc, 2026-01-01. Measured limits: copying 1,000 GB/s")
+    assert line == "| edge, 32 hands, 512 px, with backward | 400 | arithmetic | 2,000 | 5.00 | 0.500 | 2,000 | yes |"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
