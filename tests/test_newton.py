@@ -358,8 +358,10 @@ def test_statuses_are_told_apart(hand):
     assert newton_minimize(**call).status.tolist() == [DIVERGED, 0]
 
 
-def on_cuda(call: dict) -> dict:
-    moved = {part: type(call[part])(*(None if t is None else t.cuda() for t in call[part])) for part in TENSOR_PARTS}
+def on_cuda(call: dict, device: str = "cuda") -> dict:
+    moved = {
+        part: type(call[part])(*(None if t is None else t.to(device) for t in call[part])) for part in TENSOR_PARTS
+    }
     return {**call, **moved}
 
 
@@ -396,6 +398,35 @@ def test_a_cuda_graph_holds_all_steps(hand):
     call["state"].pose.sub_(0.1)
     graph.replay()
     torch.testing.assert_close(found.energy, expected.energy)
+
+
+@pytest.mark.needs_cuda
+def test_a_block_follows_its_stream_and_repeats_itself_bit_for_bit(hand):
+    """On two streams at once, whose pose is not a number yet when the call is queued."""
+    call = on_cuda({**call_arguments(hand, "skeleton"), "iterations": 8})
+    expected = newton_minimize(**call)
+    found = []
+    torch.cuda.synchronize()
+    for stream in [torch.cuda.Stream() for _ in range(2)]:
+        with torch.cuda.stream(stream):
+            late = torch.full_like(call["state"].pose, torch.nan)
+            torch.cuda._sleep(20_000_000)
+            late.copy_(call["state"].pose)
+            found.append(newton_minimize(**{**call, "state": call["state"]._replace(pose=late)}))
+    torch.cuda.synchronize()
+    for one in found:
+        assert torch.equal(one.energy, expected.energy)
+        assert all(map(torch.equal, one.state, expected.state))
+
+
+@pytest.mark.needs_cuda
+def test_a_block_runs_on_the_device_of_its_arguments(hand):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs a second CUDA device")
+    call = {**call_arguments(hand, "skeleton"), "iterations": 8}
+    expected, found = newton_minimize(**call), newton_minimize(**on_cuda(call, "cuda:1"))
+    assert found.energy.device == torch.device("cuda:1")
+    torch.testing.assert_close(found.energy.cpu(), expected.energy, rtol=1e-8, atol=0)
 
 
 @pytest.mark.needs_cuda

@@ -357,6 +357,47 @@ def test_a_graph_replays_the_descent(scene, mode):
     torch.testing.assert_close(found.energies, expected.energies, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["nmr", "edge"])
+def test_deterministic_algorithms_repeat_the_descent_bit_for_bit(scene, mode, device):
+    energy, h = moved(replace(scene.energy, mode=mode), device), scene.h.to(device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (refine_descend(h, energy, rates(h), 3) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.needs_cuda
+def test_the_descent_follows_the_stream_it_is_called_on(scene):
+    """On two streams at once, whose h is not a number yet when the call is queued."""
+    energy, h = moved(scene.energy, "cuda"), scene.h.cuda()
+    step = rates(h)
+    expected = refine_descend(h, energy, step, 3)
+    found = []
+    torch.cuda.synchronize()
+    for stream in [torch.cuda.Stream() for _ in range(2)]:
+        with torch.cuda.stream(stream):
+            late = torch.full_like(h, torch.nan)
+            torch.cuda._sleep(20_000_000)
+            late.copy_(h)
+            found.append(refine_descend(late, energy, step, 3).h)
+    torch.cuda.synchronize()
+    for one in found:
+        torch.testing.assert_close(one, expected.h, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.needs_cuda
+def test_the_descent_runs_on_the_device_of_its_arguments(scene):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs a second CUDA device")
+    h = scene.h.to("cuda:1")
+    found = refine_descend(h, moved(scene.energy, "cuda:1"), rates(h), 3)
+    assert found.h.device == torch.device("cuda:1")
+    expected = refine_descend(scene.h, scene.energy, rates(scene.h), 3)
+    torch.testing.assert_close(found.h.cpu(), expected.h, rtol=1e-9, atol=1e-9)
+
+
 # --- What else may come in ----------------------------------------------------------------------------------
 
 
