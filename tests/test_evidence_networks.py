@@ -38,7 +38,10 @@ def locate(network, image_rgb: np.ndarray, max_hands: int, threshold: float) -> 
 
 
 class RectanglePose(torch.nn.Module):
-    """As DHPE: heat maps whose peaks lie in the rectangle as GRID does; those of a left hand not mirrored are faint."""
+    """As DHPE: heat maps whose peaks lie in the rectangle as GRID does; those of a left hand not mirrored are faint.
+
+    Of several rectangles in one crop it reads none.
+    """
 
     image_size = 128
 
@@ -66,7 +69,7 @@ class RectanglePose(torch.nn.Module):
 
     def _maps(self, image: torch.Tensor) -> torch.Tensor:  # (3, 128, 128)
         shown = (image[:2] > 0.78).any(0)
-        if not bool(shown.any()):
+        if cv2.connectedComponents(shown.numpy().astype(np.uint8))[0] != 2:  # the background is one
             return torch.full((21, CELLS, CELLS), 0.05)
         rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
         low = torch.tensor([float(columns[0]), float(rows[0])]) / 128
@@ -154,7 +157,7 @@ def test_a_side_that_is_known_is_the_only_one_looked_for():
     for side in ("right", "left"):
         pose = RectanglePose()
         assert {hand.side for hand in source(pose, side=side, min_confidence=0.0)(image)} == {side}
-        assert len(pose.looks[0]) == 2 * 4, "each hand, in four turns"
+        assert len(pose.looks[0]) == 3 * 4, "each hand and the whole picture, in four turns"
     with pytest.raises(ValueError, match="side: expected"):
         source(side="both")
 
@@ -170,7 +173,7 @@ def test_another_default_dtype_does_not_matter():
 
 def test_the_second_look_is_the_papers_crop_around_the_joints():
     pose = RectanglePose()
-    source(pose, side="right")(picture((RIGHT_ONE, RED)))
+    source(pose, side="right")(picture((RIGHT_ONE, RED)), [RIGHT_ONE])
     first, second, *views = pose.looks
     assert len(views) == len(networks.SCALES)
     assert first.shape == second.shape == (4, 3, 128, 128)
@@ -237,6 +240,13 @@ def test_where_the_locator_finds_none_the_whole_picture_is_looked_at(monkeypatch
     assert hand.side == side
     np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, side), atol=6)
     assert len(pose.looks) <= 2 + networks.CLOSER_LOOKS + len(networks.SCALES)
+
+
+def test_where_the_locator_finds_something_else_the_whole_picture_is_looked_at_too(monkeypatch):
+    elsewhere = [SimpleNamespace(box_px=np.array([400.0, 400.0, 440.0, 440.0]), side="left", score=0.9)]
+    monkeypatch.setattr(networks, "locate", lambda *given, **options: elsewhere)
+    (hand,) = source()(picture((RIGHT_ONE, RED)))
+    np.testing.assert_allclose(hand.joints2d_px, joints_in(RIGHT_ONE, "right"), atol=6)
 
 
 def test_looks_end_when_they_show_the_same():

@@ -1,9 +1,10 @@
 """2D joints from the package's own networks: nothing else needs to be installed.
 
-The locator finds hands in the photograph; DHPE's 2D pose network f_J2D reads the joints of each from a square crop, as
-it was trained: around the joints, a left hand mirrored. Where the joints are is known only afterwards, hence further
-looks, each at the crop around the joints that the one before has found, and the last at several scales. The side is not
-known either: f_J2D sees no joints in a hand of the other side, so that its peaks tell.
+The locator finds hands in the photograph, and the whole of it may be one hand. DHPE's 2D pose network f_J2D reads the
+joints of each from a square crop, as it was trained: around the joints, a left hand mirrored. Where the joints are is
+known only afterwards, hence further looks, each at the crop around the joints that the one before has found, and the
+last at several scales. The side is not known either: f_J2D sees no joints in a hand of the other side, so that its
+peaks tell.
 """
 
 from __future__ import annotations
@@ -216,8 +217,7 @@ class NetworkEvidence:
             if boxes is None:
                 locator = pretrained.locator(self._device) if self._locator is None else self._locator
                 located = locate(locator, image_rgb, max_hands=MAX_LOCATED, threshold=MIN_LOCATED)
-                finds = distinct(self._in_boxes(image_rgb, [hand.box_px for hand in located]))
-                finds = finds or self._in_boxes(image_rgb, [_box_of(image_rgb)])
+                finds = distinct(self._in_boxes(image_rgb, [*(hand.box_px for hand in located), _box_of(image_rgb)]))
                 return [find.evidence() for find in finds[: self._max_hands]]
             return [find.evidence() for find in self._in_boxes(image_rgb, given_boxes(boxes, image_rgb.shape[:2]))]
 
@@ -316,7 +316,7 @@ class _Look:
 
 
 def _box_of(image_rgb: np.ndarray) -> np.ndarray:  # (4,)
-    """The whole picture: many are of one hand."""
+    """The whole picture: many are of one hand, of which the locator may find a part alone."""
     height, width = image_rgb.shape[:2]
     return np.array([0.0, 0.0, width, height])
 
