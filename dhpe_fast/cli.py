@@ -204,8 +204,8 @@ def train(
     config: Annotated[
         str,
         typer.Option(
-            help="A YAML file, or the name of a shipped configuration: paper, synthetic, tiny; pose2d, dhpe, lifter, "
-            "locator."
+            help="A YAML file, or the name of a shipped configuration: paper, synthetic, tiny; pose2d, gestures, "
+            "dhpe, lifter, locator."
         ),
     ],
     output: Annotated[

@@ -56,7 +56,8 @@ def settings(config):
     ("weights", "name", "run"),
     [
         ("dhpe.pt", "dhpe", 0),
-        ("dhpe.pt", "pose2d", 1),
+        ("dhpe.pt", "gestures", 1),
+        ("dhpe.pt", "pose2d", 2),
         ("lifter.pt", "lifter", 0),
         ("locator.pt", "locator", 0),
     ],
@@ -96,8 +97,11 @@ def test_the_paper_s_setting():
 
 def test_dhpe_has_the_data_and_the_networks_of_pose2d_from_which_it_starts():
     """The hands are drawn once; what differs is of no use to the other one."""
-    first, second = load_config("pose2d"), load_config("dhpe")
-    assert second.start.pose2d is not None
+    first, more, second = (load_config(name) for name in ("pose2d", "gestures", "dhpe"))
+    assert str(more.start.pose2d) == "runs/pose2d"
+    assert str(second.start.pose2d) == "runs/gestures"
+    assert first.data.train == more.data.train[:1]
+    assert more.model == first.model
     # Crops beside the hand teach f_J2D alone; so many pixels are seen by F alone.
     crop = replace(first.data.crop, astray=second.data.crop.astray)
     assert second.data == first.data.model_copy(update={"crop": crop})
@@ -190,7 +194,7 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(
-        ConfigError, match=r"no shipped configuration.*dhpe, lifter, locator, paper, pose2d, synthetic, tiny"
+        ConfigError, match=r"no shipped configuration.*dhpe, gestures, lifter, locator, paper, pose2d, synthetic, tiny"
     ):
         load_config("huge")
 
