@@ -45,7 +45,7 @@ CLOSER_LOOKS = 3
 """So many more looks at a hand, at most, each at the crop around the joints that the one before has found ..."""
 ALIKE = 0.03
 """... until the crop moves and grows by less than this part of its side."""
-MIN_CONFIDENCE = 0.30
+MIN_CONFIDENCE = 0.40
 """A hand whose mean peak is lower is none: on validation pictures, where the F-measure is highest
 (bench/evidence_threshold.py)."""
 MIN_PEAK = 0.01
