@@ -88,7 +88,7 @@ struct NewtonPoint {
 };
 
 constexpr int kColumns = kLocal + 1;  // of a row of the system: the parameters, and the right side
-constexpr int kRowStride = 63;        // odd: a warp meets no bank of shared memory twice
+constexpr int kRowStride = 63;        // odd: down a column, a warp meets no bank of shared memory twice
 
 // Normal equations at a point, and a step. Below the diagonal `matrix` holds the Gauss-Newton matrix; from the diagonal
 // on, its damped factor and the right side.
