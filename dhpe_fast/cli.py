@@ -167,9 +167,14 @@ def synth(
     ] = 180.0,
     backgrounds: Annotated[Path | None, typer.Option(help="Folder of photographs; without it they are drawn.")] = None,
     gestures: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the hands that point, pinch, count, or are fists.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the hands near a gesture: flat, spread, a fist, pointing, a pinch and others."
+        ),
     ] = 0.0,
-    held: Annotated[float, typer.Option(min=0, max=1, help="Share of the hands that hold something.")] = 0.0,
+    held: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the pictures in which a hand holds something.")
+    ] = 0.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
 ) -> None:
     """Draw a data set of hands in the layout of RHD: images, masks, depth, 2D and 3D joints.

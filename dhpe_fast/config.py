@@ -63,9 +63,9 @@ class Synthesis(_Section):
     backgrounds: Path | None = None
     """Folder of photographs, or "scikit-image" for those in that package; None draws all backgrounds."""
     gestures: float = Field(default=0.0, ge=0, le=1)
-    """Share of the hands that point, pinch, count, or are fists."""
+    """Share of the hands near one of ``anatomy.named_poses``: flat, spread, a fist, pointing, a pinch and others."""
     held: float = Field(default=0.0, ge=0, le=1)
-    """Share of the hands that hold something."""
+    """Share of the pictures in which a hand holds something; the other hand, where there are two, never does."""
 
 
 class Data(_Section):

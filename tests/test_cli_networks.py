@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dhpe_fast.cli import app
+from dhpe_fast.data.recipe import read_recipe
 
 pytest.importorskip("tensorboard", reason="the extra `train` is not installed")
 
@@ -17,10 +18,13 @@ def call(*arguments):
 def test_synth_draws_a_data_set(tmp_path):
     root = tmp_path / "set"
     options = ("--training", 2, "--evaluation", 1, "--size", 48, "--max-angle", 30, "--workers", 1)
+    options += ("--gestures", 0.5, "--held", 1)
     done = call("synth", root, *options)
     assert done.exit_code == 0, done.output
     assert "2 training and 1 evaluation images" in done.output
     assert len(list((root / "training" / "color").iterdir())) == 2
+    recipe = read_recipe(root)
+    assert (recipe["size_px"], recipe["max_angle_deg"], recipe["gestures"], recipe["held"]) == (48, 30, 0.5, 1)
     again = call("synth", root, *options)
     assert again.exit_code == 1
     assert "exists already" in again.output

@@ -17,8 +17,9 @@ from dhpe_fast.data.errors import DatasetError
 from dhpe_fast.data.held_things import held_thing
 from dhpe_fast.data.recipe import GENERATOR_VERSION, differences, read_recipe
 from dhpe_fast.data.rendered import PosedHand, place
-from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, write_synthetic
+from dhpe_fast.data.synthetic import Recipe, draw_scene, random_orientation, sampled_hand, write_synthetic
 from dhpe_fast.hand import HandModel
+from dhpe_fast.hand.anatomy import joint_axes, named_poses
 from dhpe_fast.rotation import quaternion_to_matrix
 
 RIGHT, LEFT = slice(21, 42), slice(0, 21)
@@ -145,6 +146,23 @@ def test_what_is_behind_an_occluder_is_neither_in_the_mask_nor_visible(monkeypat
         np.testing.assert_array_equal(covered.uv_vis[:, 2], bare.uv_vis[:, 2] * ~on_the_left)
         hidden_joints += int((bare.uv_vis[:, 2] * on_the_left).sum())
     assert hidden_joints > 20
+
+
+def test_gestures_are_drawn_at_their_share():
+    """By how near a hand is to the nearest of the named poses."""
+    model = HandModel.default("right")
+    axes = joint_axes(model.rest_joints_m().double().numpy(), model.rest_tips_m().double().numpy(), "right")
+    named = np.stack(list(named_poses(axes).values()))
+
+    def distances_rad(share):
+        rng = np.random.default_rng(6)
+        poses = [sampled_hand("right", Recipe(gestures=share), rng).pose.double().numpy() for _ in range(200)]
+        return np.sort(np.linalg.norm(np.stack(poses)[:, None] - named, axis=2).min(1))
+
+    none, half, all_of_them = (distances_rad(share) for share in (0.0, 0.5, 1.0))
+    limit_rad = 0.5 * (np.median(none) + np.median(all_of_them))
+    few, some, most = ((found < limit_rad).mean() for found in (none, half, all_of_them))
+    assert few < 0.3 < some < 0.7 < most
 
 
 def test_what_a_hand_holds_hides_parts_of_it_and_changes_nothing_else(monkeypatch):

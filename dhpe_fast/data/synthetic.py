@@ -79,7 +79,7 @@ class Recipe:
     gestures: float = 0.0
     """Share of the hands whose poses are of ``anatomy.sample_gestures``."""
     held: float = 0.0
-    """Share of the hands that hold something."""
+    """Share of the pictures in which a hand holds something; the other hand, where there are two, never does."""
 
     def __post_init__(self) -> None:
         if self.size_px < 32:
@@ -307,7 +307,7 @@ def _model(side: str) -> HandModel:
 
 
 def sampled_hand(side: str, recipe: Recipe, rng: np.random.Generator) -> PosedHand:
-    """A natural pose, a shape and an orientation."""
+    """A natural pose or one near a gesture, a shape and an orientation."""
     model = _model(side)
     axes = joint_axes(model.rest_joints_m().double().numpy(), model.rest_tips_m().double().numpy(), side)
     sample = sample_gestures if _chance(recipe.gestures, rng) else sample_poses

@@ -41,7 +41,7 @@ def random_thing(rng: np.random.Generator) -> tuple[str, ThingMesh]:
 
 
 def random_held(rng: np.random.Generator) -> ThingMesh:
-    """A thing for a hand, its longer side along x: mostly a tool, else a lump, seldom of the colour of skin."""
+    """A thing for a hand: mostly a tool, its longer side along x, else a lump, which may have the colour of skin."""
     return _tool(rng) if rng.random() < 0.7 else _lump(rng)
 
 
