@@ -4,7 +4,8 @@
 
 What the GPU can do is measured by torch's own kernels: copying far more than its L2 cache holds (bytes read and bytes
 written both count), a product of large float32 matrices without tensor cores (in float64 the library may use them), and
-a kernel that adds one number, which is what the shortest of launches takes. Operations and bytes of the ops are counted
+a kernel that adds one number, call after call, which is what the shortest of launches takes from torch (a CUDA graph
+launches faster). Operations and bytes of the ops are counted
 on paper (work_counts.py says what counts), those of a batch from its first hands. The floor of a call is the longest of
 three times: its operations at the measured rate, its bytes at the measured rate, and one launch. Times are between
 events of the device. All is float32.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -141,21 +143,32 @@ def rows(
     batches: tuple[int, ...] = BATCHES,
     image_sizes: tuple[int, ...] = IMAGE_SIZES,
 ) -> Iterator[Row]:
-    """Every case: skinning by batch, drawing by batch and image size."""
+    """Every case that the device's memory holds: skinning by batch, drawing by batch and image size."""
     for direction in DIRECTIONS:
         for batch in lbs_batches:
-            call = posing_call(IMPLEMENTATIONS["ops.lbs"](device), device, direction, batch)
             about = {"job": "lbs", "direction": direction, "batch": batch}
-            yield about | compared(lbs_work(direction, batch), times_ms(call, seconds, device), limits)
+            with _within_memory(about):
+                call = posing_call(IMPLEMENTATIONS["ops.lbs"](device), device, direction, batch)
+                yield about | compared(lbs_work(direction, batch), times_ms(call, seconds, device), limits)
     for job in JOBS:
         for image_size in image_sizes:
             for batch in batches:
                 scene = hands_in_view(batch, image_size, device)
                 for direction in DIRECTIONS:
-                    call = timed_call(work_of(job, "ops", scene), Case(device, job, direction, batch, "ops"))
                     about = {"job": job, "direction": direction, "batch": batch, "image_size": image_size}
-                    work = raster_work(job, direction, batch, image_size)
-                    yield about | compared(work, times_ms(call, seconds, device), limits, job in FLOAT64)
+                    with _within_memory(about):
+                        call = timed_call(work_of(job, "ops", scene), Case(device, job, direction, batch, "ops"))
+                        work = raster_work(job, direction, batch, image_size)
+                        yield about | compared(work, times_ms(call, seconds, device), limits, job in FLOAT64)
+
+
+@contextmanager
+def _within_memory(about: Row) -> Iterator[None]:
+    """Leaves out what is within where the GPU's memory runs out, and says so."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        print(f"left out, more memory than the device has: {about}", file=sys.stderr)
 
 
 def compared(work: Work, times: list[float], limits: Limits, is_float64: bool = False) -> Row:

@@ -57,6 +57,18 @@ def test_every_row_is_measured():
     assert "edge forward B=1 32px" in text
 
 
+def test_what_a_gpu_has_no_memory_for_is_left_out(monkeypatch, capsys):
+    def posing_call(pose_hand, device, direction, batch):
+        if batch == 2:
+            raise torch.OutOfMemoryError
+        return bench_lbs.posing_call(pose_hand, device, direction, batch)
+
+    monkeypatch.setattr(roofline_gpu, "posing_call", posing_call)
+    found = roofline_gpu.rows(LIMITS, "cpu", 0.0, lbs_batches=(1, 2, 3), batches=(), image_sizes=())
+    assert [row["batch"] for row in found] == [1, 3, 1, 3]
+    assert capsys.readouterr().err.count("left out, more memory than the device has: {'job': 'lbs'") == 2
+
+
 def test_the_page_has_a_table_for_every_device(tmp_path, monkeypatch):
     monkeypatch.setattr(readme_gpu, "RESULTS", tmp_path)
     assert readme_gpu.kernels_table().startswith("Never run")
