@@ -81,10 +81,14 @@ def hands_to_test(plan: Synthesis) -> Path:
     """
     if plan.seed == TEST_SEED:
         raise SystemExit(f"data.synthesize.seed: {TEST_SEED} is that of the test hands; nothing is trained on them")
-    own = replace_plan(plan, seed=TEST_SEED, n_training=0, n_evaluation=N_TEST)
     folder = WORK / f"test-hands-{plan.size_px}px-seed{TEST_SEED}"
-    draw(folder, own)
+    draw(folder, plan_of_tests(plan, N_TEST))
     return folder
+
+
+def plan_of_tests(plan: Synthesis, count: int) -> Synthesis:
+    """So many test hands: natural poses and empty hands, whatever is trained on, so that scores can be compared."""
+    return replace_plan(plan, seed=TEST_SEED, n_training=0, n_evaluation=count, gestures=0.0, held=0.0)
 
 
 def own_hands(plan: Synthesis, root: Path | None = None) -> Path:

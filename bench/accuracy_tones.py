@@ -30,7 +30,7 @@ from accuracy_hands import (
     draw,
     half_width,
     held_out_hands,
-    replace_plan,
+    plan_of_tests,
     tested,
 )
 from common import run_facts, write_result
@@ -60,7 +60,7 @@ def tones(arguments: Namespace) -> None:
 def drawn(plan: Synthesis, count: int, tone: float) -> Dataset:
     """The first test scenes, everybody in them of one tone; drawn if they are not there."""
     folder = WORK / f"tones-{plan.size_px}px-seed{TEST_SEED}-{count}" / f"{tone:.1f}"
-    draw(folder, replace_plan(plan, seed=TEST_SEED, n_training=0, n_evaluation=count), tone=tone)
+    draw(folder, plan_of_tests(plan, count), tone=tone)
     return held_out_hands(folder)
 
 

@@ -268,6 +268,7 @@ def test_hands_to_test_are_of_a_seed_of_their_own_and_drawn_once(tmp_path, monke
     assert facts["recipe"]["seed"] == accuracy_hands.TEST_SEED
     before = (root / "recipe.json").stat().st_mtime_ns
     assert accuracy_hands.hands_to_test(plan) == root
+    assert accuracy_hands.hands_to_test(replace_plan(plan, gestures=0.5, held=0.5)) == root, "tests stay the same"
     assert (root / "recipe.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match=r"was drawn with max_angle_deg: 180\.0 instead of 90\.0; remove it"):
         accuracy_hands.hands_to_test(replace_plan(plan, max_angle_deg=90.0))

@@ -112,7 +112,7 @@ class HandsRefiner {
   // The terms of the mask, and their gradient by the vertices in pixels.
   Tensor take_mask(bool with_gradient) {
     const Tensor mask = draw_mask();
-    const dim3 grid(kMaskParts, blocks());
+    const dim3 grid(blocks(), kMaskParts);  // along y there may be 65,535 blocks at most
     mask_sums_kernel<T>
         <<<grid, kMeshThreads, 0, stream_>>>(targets_, options_, work_, mask.template const_data_ptr<T>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -174,9 +174,9 @@ template <typename T>
 __global__ void __launch_bounds__(kMeshThreads)
     mask_sums_kernel(RefineTargets<T> targets, RefineOptions o, RefineWork<T> w, const T* drawn) {
   __shared__ double shared[kMeshWarps];
-  const int64_t b = blockIdx.y, pixels = static_cast<int64_t>(o.image_size) * o.image_size, first = b * pixels;
+  const int64_t b = blockIdx.x, pixels = static_cast<int64_t>(o.image_size) * o.image_size, first = b * pixels;
   double sums[kMaskSums] = {};
-  for (int64_t i = blockIdx.x * kMeshThreads + threadIdx.x; i < pixels; i += kMaskParts * kMeshThreads) {
+  for (int64_t i = blockIdx.y * kMeshThreads + threadIdx.x; i < pixels; i += kMaskParts * kMeshThreads) {
     const double m = static_cast<double>(drawn[first + i]);
     if (o.draws_silhouette()) {
       const double given = static_cast<double>(targets.mask[first + i]);
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kMeshThreads)
   }
   for (int k = 0; k < kMaskSums; ++k) {
     const double sum = sum_over_block<kMeshWarps>(sums[k], shared);
-    if (threadIdx.x == 0) w.mask_sums[(b * kMaskParts + blockIdx.x) * kMaskSums + k] = sum;
+    if (threadIdx.x == 0) w.mask_sums[(b * kMaskParts + blockIdx.y) * kMaskSums + k] = sum;
   }
 }
 
@@ -197,12 +197,12 @@ __global__ void __launch_bounds__(kMeshThreads)
 template <typename T>
 __global__ void __launch_bounds__(kMeshThreads)
     mask_gradient_kernel(RefineTargets<T> targets, RefineOptions o, RefineWork<T> w, T* grad_mask) {
-  const int64_t b = blockIdx.y, pixels = static_cast<int64_t>(o.image_size) * o.image_size, first = b * pixels;
+  const int64_t b = blockIdx.x, pixels = static_cast<int64_t>(o.image_size) * o.image_size, first = b * pixels;
   double sums[kMaskSums] = {};
   for (int part = 0; part < kMaskParts; ++part)
     for (int k = 0; k < kMaskSums; ++k) sums[k] += w.mask_sums[(b * kMaskParts + part) * kMaskSums + k];
   const MaskSums masks = {sums[0], sums[1], sums[2]};
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
+  if (blockIdx.y == 0 && threadIdx.x == 0) {
     T* found = w.found + b * kFoundTerms;
     if (o.draws_silhouette()) found[kFoundSilhouette] = static_cast<T>(iou_loss(masks));
     if (o.draws_feature()) found[kFoundFeature] = static_cast<T>(static_cast<double>(targets.slope_value[b]) + sums[3]);
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kMeshThreads)
   if (!grad_mask) return;
   const IouSlope by = iou_slope(masks);
   const double feature_weight = static_cast<double>(w.feature_weight[b]), weight = o.weights[kSilhouette];
-  for (int64_t i = blockIdx.x * kMeshThreads + threadIdx.x; i < pixels; i += kMaskParts * kMeshThreads) {
+  for (int64_t i = blockIdx.y * kMeshThreads + threadIdx.x; i < pixels; i += kMaskParts * kMeshThreads) {
     double g = weight != 0 ? weight * (by.by_given * static_cast<double>(targets.mask[first + i]) + by.constant) : 0;
     // A closed gate lets nothing through, not even what is not a number.
     if (feature_weight != 0) g += feature_weight * static_cast<double>(targets.slope[first + i]);
