@@ -137,10 +137,12 @@ def stages_table() -> str:
     titles = {"read": "decode the file", "first_estimate": "first estimate", "draw": "draw the overlay"}
     titles["draw_fast"] = "the same with `fast=True`"
     titles["fit"] = "all of `fit`, with decoding"
-    head = ("stage, median ms (90 %)", *("with a mask" if row["mask"] else "2D joints" for row in result["stages"]))
+    head = ("stage, median ms (90 %)", *(f"given {row['given']}" for row in result["stages"]))
     rows = [(titles.get(name, name), *(_median(row["ms"].get(name)) for row in result["stages"])) for name in names]
-    n = result["stages"][0]["n"]
-    return f"{_origin(result['run'])} {plural(n, 'picture')} of 640 x 480.\n\n{markdown(head, *rows)}"
+    last = result["stages"][-1]
+    pictures = f"{plural(last['n'], 'picture')} of 640 x 480"
+    found = f"given {last['given']}, {plural(last['hands'], 'hand')} found in them"
+    return f"{_origin(result['run'])} {pictures}; {found}.\n\n{markdown(head, *rows)}"
 
 
 def _median(found: dict[str, float] | None) -> str:
@@ -167,7 +169,7 @@ def _fit_figures() -> list[tuple[str, str, str]]:
         return []
     command = f"`bench/bench_fit.py`, {machine(result['run'])}"
     rows = [
-        (f"whole `fit` to given 2D joints{' and a mask' * row['mask']}, median", f"{number(_fit_ms(row))} ms", command)
+        (f"whole `fit`, given {row['given']}, median", f"{number(_fit_ms(row))} ms", command)
         for row in result["stages"]
     ]
     return rows
@@ -177,10 +179,10 @@ def _fit_goals() -> list[Cells]:
     result = read("fit")
     rows = []
     for row in () if result is None else result["stages"]:
-        if not row["mask"]:
+        if row["given"] == "2D joints":
             ms = _fit_ms(row)
             missed = f"{FIT_MS:g} ms" if ms > FIT_MS else ""
-            rows.append(("whole `fit` to given 2D joints", f"{FIT_MS:g} ms", f"{number(ms)} ms", missed, ""))
+            rows.append(("whole `fit`, given 2D joints", f"{FIT_MS:g} ms", f"{number(ms)} ms", missed, ""))
     return rows
 
 
