@@ -97,12 +97,13 @@ def weights_table() -> str:
                 f"{entry['weights'] / 1e6:.2f} M",
                 " + ".join(f"{run['wall_time_s'] / 60:.0f} min" for run in runs),
                 " + ".join(f"{run['steps']:,}" for run in runs),
-                entry["device"],
+                "; ".join(dict.fromkeys(run["device"] for run in runs)),
                 str(entry["seed"]),
                 _figures(entry.get("accuracy") or {}),
             )
         )
-        origins.append(f"- `{name}`: {_recipe(entry['recipe'])}; SHA-256 `{entry['sha256']}`")
+        recipes = "; then ".join(dict.fromkeys(_recipe(run["recipe"]) for run in runs))
+        origins.append(f"- `{name}`: {recipes}; SHA-256 `{entry['sha256']}`")
     total = sum(entry["bytes"] for entry in entries.values()) / 1e6
     return f"{markdown(head, *rows)}\n\n{total:.1f} MB in all. Drawn by:\n\n" + "\n".join(origins)
 
