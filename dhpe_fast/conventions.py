@@ -105,6 +105,9 @@ STD_PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 0, 13, 14, 15, 0, 17, 1
 MIDDLE_MCP = 9
 """STD index of the middle finger's MCP joint, the root of the paper's normalisation (Eq. 8)."""
 
+FINGER_MCPS = (5, 9, 13, 17)
+"""STD indices of the MCP joints of the four fingers, index to little; the PIP joint of each follows it."""
+
 SCALE_BONE = (MIDDLE_MCP, MIDDLE_MCP + 1)
 """Middle MCP to PIP: the bone whose length gives the scale in Zimmermann and Brox 2017."""
 

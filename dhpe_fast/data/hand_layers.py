@@ -36,7 +36,7 @@ from dhpe_fast.data.synthetic import SPLITS, Recipe, sampled_hand
 from dhpe_fast.data.thing_meshes import random_thing
 from dhpe_fast.hand import HandModel, Pinhole
 from dhpe_fast.rotation import quaternion_to_matrix
-from dhpe_fast.shading import Lighting, shade
+from dhpe_fast.shading import Lighting
 
 KINDS = ("right", "left", "head", "limb", "lump", "tool")
 """What a layer shows; hands first."""
@@ -257,14 +257,6 @@ def _draw_thing(rng: np.random.Generator) -> Layer:
     away_m = torch.tensor((0.0, 0.0, float(np.exp(rng.uniform(*np.log(_DEPTH_M))))))
     camera, size = _framing(thing.verts_m, scale * float(away_m[2]), away_m)
     light = replace(random_light(rng), shadows=False)
-    rgba = shade(
-        thing.verts_m + away_m,
-        thing.faces,
-        camera,
-        size,
-        material=thing.material,
-        lighting=light,
-        vertex_colors=thing.colors,
-    )
+    rgba = replace(thing, verts_m=thing.verts_m + away_m).drawn(camera, size, light)
     nowhere = np.full((21, 2), np.nan, np.float32)
     return Layer(_bytes(rgba), kind, nowhere, nowhere[0], camera.fx / float(away_m[2]))

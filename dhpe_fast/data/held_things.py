@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.conventions import FINGER_MCPS, MIDDLE_MCP
 from dhpe_fast.data.thing_meshes import ThingMesh, random_held
 from dhpe_fast.hand import Pinhole
 from dhpe_fast.ops import rasterize
 from dhpe_fast.rotation import axis_angle_to_quaternion, quaternion_to_matrix
-from dhpe_fast.shading import Lighting, shade
+from dhpe_fast.shading import Lighting
 
-_MCPS, _PIPS = (5, 9, 13, 17), (6, 10, 14, 18)
 _FLESH_M = 0.010
 """From the bones of the palm to its skin."""
 _THICKEST_M = 0.035
@@ -37,10 +37,10 @@ def held_thing(
     Whether the fingers close around it is not looked at.
     """
     thing = random_held(rng)
-    knuckles = joints_m[_MCPS[0]] - joints_m[_MCPS[-1]]
+    knuckles = joints_m[FINGER_MCPS[0]] - joints_m[FINGER_MCPS[-1]]
     normal = torch.linalg.cross(joints_m[MIDDLE_MCP] - joints_m[0], knuckles)
-    palm = _unit(normal if side == "left" else -normal)
-    along = _unit(knuckles - (knuckles @ palm) * palm)
+    palm = normalize(normal if side == "left" else -normal, dim=0)
+    along = normalize(knuckles - (knuckles @ palm) * palm, dim=0)
     points_m = thing.verts_m
     half_m = float(points_m[:, 1:].abs().quantile(0.9))
     points_m = points_m * min(1.0, _THICKEST_M / half_m)
@@ -49,7 +49,8 @@ def held_thing(
     roll = torch.tensor((rng.uniform(-np.pi, np.pi), 0.0, 0.0))
     tilt = torch.from_numpy(rng.normal(0, _TILT_RAD, 3) * (0, 1, 1)).float()
     turn = frame @ _rotation(tilt) @ _rotation(roll)
-    center = 0.5 * (joints_m[list(_MCPS)].mean(0) + joints_m[list(_PIPS)].mean(0)) + (half_m + _FLESH_M) * palm
+    mcps = torch.tensor(FINGER_MCPS)
+    center = 0.5 * (joints_m[mcps].mean(0) + joints_m[mcps + 1].mean(0)) + (half_m + _FLESH_M) * palm
     slide = rng.uniform(-0.3, 0.3) * float(points_m[:, 0].max() - points_m[:, 0].min())
     placed_m = points_m @ turn.T + center + slide * turn[:, 0]
     return replace(thing, verts_m=placed_m) if placed_m[:, 2].min() > _NEAREST_M else None
@@ -64,26 +65,13 @@ def thing_layers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The whole thing, to be drawn behind the hands, and what of it is before them, each float32 (H, W, 4)."""
     size, points_m = depth_m.shape, thing.verts_m
-    layer = shade(
-        points_m,
-        thing.faces,
-        camera,
-        size,
-        material=thing.material,
-        lighting=light,
-        vertex_colors=thing.colors,
-        supersample=supersample,
-    )
+    layer = thing.drawn(camera, size, light, supersample)
     points_px = torch.cat([camera.project(points_m), points_m[:, 2:]], 1)
     seen = rasterize(points_px[None], thing.faces.int(), size, perspective=True, z_near=0.01)
     its_depth = np.where(seen.face_index[0].numpy() >= 0, seen.depth[0].numpy(), np.inf)
     # A pixel at its edge, covered in part, has no depth of its own: it gets that of the nearest one beside it.
     its_depth = cv2.erode(its_depth, np.ones((3, 3), np.uint8))
     return layer, layer * (its_depth < depth_m)[..., None]
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector / torch.linalg.vector_norm(vector).clamp_min(1e-9)
 
 
 def _rotation(axis_angle: Tensor) -> Tensor:  # (3,) -> (3, 3)

@@ -14,11 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.conventions import FINGER_MCPS, MIDDLE_MCP
 
 Joint0 = Literal["palm", "wrist"]
 JOINT0 = ("palm", "wrist")
-_FINGER_MCPS = (5, 9, 13, 17)
 _RING_MCP = 13
 
 
@@ -47,7 +46,7 @@ def wrist_from_mcps(
     joints: np.ndarray,  # (..., 21, 3) STD, joint 0 is the palm
 ) -> np.ndarray:
     """Wrist (..., 3): mean over the four fingers of the point 2.25 times as far as the palm (Yang et al. 2020)."""
-    return np.mean([_beyond_palm(joints, mcp, 2.25) for mcp in _FINGER_MCPS], axis=0)
+    return np.mean([_beyond_palm(joints, mcp, 2.25) for mcp in FINGER_MCPS], axis=0)
 
 
 def wrist_from_halfway(

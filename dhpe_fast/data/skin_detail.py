@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from dhpe_fast.conventions import MIDDLE_MCP
+from dhpe_fast.conventions import FINGER_MCPS, MIDDLE_MCP
 from dhpe_fast.hand import HandModel
 from dhpe_fast.hand.anatomy import joint_axes
 
@@ -200,7 +200,7 @@ def _draw_palm(values: np.ndarray, places_m: np.ndarray, joints_m: np.ndarray) -
         _raise(values[:, _CREASE], line)
     for at in (-0.07, -0.12):
         _raise(values[:, _CREASE], 0.7 * (1 - back) * np.exp(-0.5 * ((u - at) * length_m / 0.0008) ** 2))
-    for first in (5, 9, 13, 17):
+    for first in FINGER_MCPS:
         knuckle = joints_m[first]
         ku, kv = (knuckle - wrist) @ along / length_m, (knuckle - joints_m[_INDEX_MCP]) @ across / width_m
         # From the wrist's middle to the knuckle.

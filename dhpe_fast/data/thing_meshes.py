@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dhpe_fast.data.pictures import SKIN_TONES
+from dhpe_fast.hand import Pinhole
 from dhpe_fast.rotation import quaternion_to_matrix
-from dhpe_fast.shading import SKIN, Material
+from dhpe_fast.shading import SKIN, Lighting, Material, shade
 
 _SECTORS = 28
 
@@ -27,6 +28,21 @@ class ThingMesh:
     colors: Tensor
     """(V, 3) albedo, sRGB in [0, 1]"""
     material: Material
+
+    def drawn(
+        self, camera: Pinhole, image_size: tuple[int, int], light: Lighting, supersample: int | None = None
+    ) -> np.ndarray:
+        """Lit, alone: float32 (H, W, 4), sRGB and straight alpha; see ``shading.shade``."""
+        return shade(
+            self.verts_m,
+            self.faces,
+            camera,
+            image_size,
+            material=self.material,
+            lighting=light,
+            vertex_colors=self.colors,
+            supersample=supersample,
+        )
 
 
 def random_thing(rng: np.random.Generator) -> tuple[str, ThingMesh]:
@@ -111,14 +127,14 @@ def _head(rng: np.random.Generator) -> ThingMesh:
         return (np.exp(-(square**2)) * (unit[:, 2] < 0))[:, None]
 
     mouth = np.array((0.62, 0.28, 0.27)) * rng.uniform(0.6, 1.2)
-    for part, shade in (
+    for part, tint in (
         (near(0.33, -0.10, 0.13, 0.06), np.array((0.85, 0.85, 0.85))),
         (near(0.33, -0.10, 0.06, 0.06), np.array((0.08, 0.06, 0.05))),
         (near(0.35, -0.27, 0.20, 0.04), hair),
         (near(0.0, 0.50, 0.28, rng.uniform(0.05, 0.12)), mouth),
         (near(0.0, 0.26, 0.11, 0.04), color.mean(0) * 0.5),
     ):
-        color = color * (1 - part) + shade * part
+        color = color * (1 - part) + tint * part
     line = rng.uniform(-0.75, -0.45) + 0.9 * np.maximum(0, unit[:, 2] + 0.35)
     color[unit[:, 1] < line + 0.08 * _bumps(unit, rng, 6.0)] = hair
     verts_m = verts_m + near(0.0, 0.12, 0.13, 0.22) * np.array((0.0, 0.0, -0.022))

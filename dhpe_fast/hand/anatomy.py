@@ -257,8 +257,6 @@ def sample_gestures(
     People point, pinch, count and make fists oftener than ``sample_poses`` does by chance. Each pose lies up to a third
     of the way from a named one to a natural one, and its joints differ by a few degrees.
     """
-    if n < 0:
-        raise ValueError(f"n: expected a count of poses, got {n}")
     named = angles_from_pose(axes, np.stack(list(named_poses(axes).values())))
     natural = angles_from_pose(axes, sample_poses(axes, n, rng))
     angles = named[rng.integers(len(named), size=n)]
